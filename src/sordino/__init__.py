@@ -1,0 +1,28 @@
+"""Sordino: tune language models on private text, and say exactly what leaves the building."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sordino.accounting.inference_risk import risk
+    from sordino.training.demo import demo
+    from sordino.training.tune import tune
+    from sordino.training.verify import verify
+
+__all__ = ["demo", "risk", "tune", "verify"]
+
+_HOMES = {
+    "demo": "sordino.training.demo",
+    "risk": "sordino.accounting.inference_risk",
+    "tune": "sordino.training.tune",
+    "verify": "sordino.training.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public function when it is first used, so that importing stays cheap."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sordino' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""Errors, checks, secret entropy and public directions: the two kinds of randomness never mix."""

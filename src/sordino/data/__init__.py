@@ -1,0 +1,39 @@
+"""Data: records and pools, tasks, batches, and the embedded movie reviews.
+
+Importing this package does not import torch. The function `collate` is imported from its module,
+`sordino.data.collate`, whose name it has.
+"""
+
+from sordino.data.collate import Batch, plan_batches
+from sordino.data.embedded import Review, embedded_reviews, split_reviews, write_demo_data
+from sordino.data.pool import Record, count_duplicates, normalize_text, overlap, read_records
+from sordino.data.tasks import (
+    ClassificationTask,
+    CompletionTask,
+    Example,
+    GenerationTask,
+    default_verbalizers,
+    parse_verbalizers,
+    token_f1,
+)
+
+__all__ = [
+    "Batch",
+    "ClassificationTask",
+    "CompletionTask",
+    "Example",
+    "GenerationTask",
+    "Record",
+    "Review",
+    "count_duplicates",
+    "default_verbalizers",
+    "embedded_reviews",
+    "normalize_text",
+    "overlap",
+    "parse_verbalizers",
+    "plan_batches",
+    "read_records",
+    "split_reviews",
+    "token_f1",
+    "write_demo_data",
+]

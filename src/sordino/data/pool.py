@@ -1,0 +1,179 @@
+"""Records: reading and checking them, finding duplicates and overlaps.
+
+A pool is the list of all records that a run may use. Extra columns of a file are not read in.
+Errors name the file, the line and the columns, never what a record says.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sordino.core.checks import require_integer, require_one_of
+from sordino.core.errors import InvalidDataError
+from sordino.data._rows import Table, describe_columns, open_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+KINDS = {"classification": ("text", "label"), "completion": ("prompt", "completion")}
+_COLUMNS = "text and label (classification), or prompt and completion"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a pool.
+
+    Args:
+        prompt: The text to classify, or the prompt to complete.
+        label: The label as a string; None for completions.
+        references: The acceptable completions, the one to learn first; empty for classification.
+        line: Line in a text file, row elsewhere; from 1.
+    """
+
+    prompt: str
+    label: str | None
+    references: tuple[str, ...]
+    line: int
+
+
+def read_records(
+    path: str | Path, *, kind: str | None = None, min_records: int = 2
+) -> list[Record]:
+    """Returns the records of a file, in its order.
+
+    Formats: JSON Lines (.jsonl, .ndjson, .json), CSV with a header line, TSV with a header line and
+    without quoting, Parquet, and folders written by `datasets.Dataset.save_to_disk`. Columns: text
+    and label (string or whole number), or prompt and completion (a string, or a list of acceptable
+    strings of which the first is learned). Others are ignored.
+
+    Args:
+        path: The file or folder.
+        kind: "classification" or "completion"; None takes what the first row has.
+        min_records: Fewest records allowed.
+
+    Raises:
+        InvalidDataError: If the file, a row or a value cannot be used; says where.
+    """
+    if kind is not None:
+        require_one_of("kind", kind, tuple(KINDS))
+    require_integer("min_records", min_records, 0)
+    table = open_table(path)
+    records = []
+    first: tuple[int, str] | None = None
+    for line, row in table.rows:
+        found = kind or _find_kind(table, line, row)
+        first = first or (line, found)
+        if found != first[1]:
+            raise InvalidDataError(
+                f"{table.at(line)}: a {found} record, but {table.unit} {first[0]} is a {first[1]} "
+                "record. Use one file per kind."
+            )
+        records.append(_to_record(table, line, row, found))
+    if len(records) < min_records:
+        count = {0: "no records", 1: "only one record"}.get(len(records), f"{len(records)} records")
+        raise InvalidDataError(f"{table.name}: must hold at least {min_records}, has {count}.")
+    return records
+
+
+def count_duplicates(records: Iterable[Record]) -> int:
+    """Returns how many records repeat an earlier one exactly."""
+    seen: set[tuple[str, str | None, tuple[str, ...]]] = set()
+    total = 0
+    for record in records:
+        seen.add((record.prompt, record.label, record.references))
+        total += 1
+    return total - len(seen)
+
+
+def overlap(records_a: Sequence[Record], records_b: Sequence[Record]) -> list[int]:
+    """Returns the lines of those records in `records_a` whose prompt also occurs in `records_b`.
+
+    Prompts are compared by `normalize_text`.
+    """
+    known = {normalize_text(record.prompt) for record in records_b}
+    return [record.line for record in records_a if normalize_text(record.prompt) in known]
+
+
+def normalize_text(text: str) -> str:
+    """Returns a text without what differs between copies: case, spaces, punctuation, width.
+
+    Example:
+        >>> normalize_text("It won't  do.") == normalize_text("it wo n't do")
+        True
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    letters = "".join(character for character in folded if character.isalnum())
+    return letters or " ".join(folded.split())  # a text of signs only stays what it is
+
+
+def _find_kind(table: Table, line: int, row: Mapping[str, Any]) -> str:
+    """Returns the kind of record whose columns a row has."""
+    kinds = [kind for kind, columns in KINDS.items() if all(name in row for name in columns)]
+    if len(kinds) > 1:
+        raise InvalidDataError(
+            f"{table.at(line)}: has the columns of two kinds ({_COLUMNS}). Remove one pair."
+        )
+    if not kinds:
+        raise _missing_columns(table, line, row, _COLUMNS)
+    return kinds[0]
+
+
+def _missing_columns(
+    table: Table, line: int, row: Mapping[str, Any], required: str
+) -> InvalidDataError:
+    """Returns the error for a row without the columns it needs."""
+    return InvalidDataError(
+        f"{table.at(line)}: the columns {required} are required; found: {describe_columns(row)}. "
+        "Rename the columns of the file; in CSV and TSV the first line must hold their names."
+    )
+
+
+def _to_record(table: Table, line: int, row: Mapping[str, Any], kind: str) -> Record:
+    """Returns the record of a row whose kind is known."""
+    if any(name not in row for name in KINDS[kind]):
+        raise _missing_columns(table, line, row, " and ".join(KINDS[kind]))
+    if kind == "classification":
+        text = _require_text(table, line, "text", row["text"])
+        return Record(text, _require_label(table, line, row["label"]), (), line)
+    prompt = _require_text(table, line, "prompt", row["prompt"])
+    completions = row["completion"]
+    if not isinstance(completions, list):
+        completions = [completions]
+    if not completions:
+        raise InvalidDataError(f"{table.at(line)}: the column completion is an empty list.")
+    references = tuple(_require_text(table, line, "completion", text) for text in completions)
+    return Record(prompt, None, references, line)
+
+
+def _require_text(table: Table, line: int, column: str, value: object) -> str:
+    """Returns a value if it is a text with something in it."""
+    if value is None:
+        raise InvalidDataError(f"{table.at(line)}: the column {column} is null.")
+    if not isinstance(value, str):
+        raise InvalidDataError(
+            f"{table.at(line)}: the column {column} must be a string, got {type(value).__name__}."
+        )
+    if not value.strip():
+        raise InvalidDataError(f"{table.at(line)}: the column {column} is empty.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        raise InvalidDataError(
+            f"{table.at(line)}: the column {column} is not valid Unicode (a lone surrogate)."
+        ) from None
+    return value
+
+
+def _require_label(table: Table, line: int, value: object) -> str:
+    """Returns a label, a string or a whole number, as a string."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is not None and not isinstance(value, str):
+        raise InvalidDataError(
+            f"{table.at(line)}: the column label must be a string or a whole number, got "
+            f"{type(value).__name__}."
+        )
+    return _require_text(table, line, "label", value).strip()

@@ -1,0 +1,1 @@
+"""Estimators: per-record contributions along public directions, and the tensors that move."""

@@ -1,0 +1,1 @@
+"""Ledger, sealed journal, transcript and certificate: records that others can recompute."""

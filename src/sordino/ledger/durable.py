@@ -1,0 +1,67 @@
+"""Files that are on disk when the call returns, or as they were before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+PRIVATE_FILE_MODE = 0o600
+PRIVATE_FOLDER_MODE = 0o700
+
+
+def write_at(path: Path, offset: int, content: bytes) -> None:
+    """Writes `content` at `offset` and flushes it to disk; makes the file if there is none.
+
+    Raises:
+        OSError: If the disk is full or fails; the caller's journal repairs the torn part.
+    """
+    is_new = not path.exists()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        written = 0
+        while written < len(content):
+            written += os.pwrite(descriptor, content[written:], offset + written)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if is_new:
+        flush_folder(path.parent)
+
+
+def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Puts `content` at `path` in one step: after a crash the old or the new content is there."""
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        os.fchmod(descriptor, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flushes a folder's list of names to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def erase(path: Path) -> None:
+    """Overwrites a small private file with zeros and removes it; no error if it is gone."""
+    try:
+        size = path.stat().st_size
+        write_at(path, 0, b"\0" * size)
+        path.unlink()
+    except FileNotFoundError:
+        return
+    flush_folder(Path(path).parent)

@@ -1,0 +1,1 @@
+"""Training: the loop, its recovery, and the check of what it leaves behind."""

@@ -1,0 +1,57 @@
+"""The model card: the certificate in words, a pure function of the ledger."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sordino.ledger.certificate import describe_certificate
+
+if TYPE_CHECKING:
+    from sordino.ledger.certificate import Certificate
+    from sordino.ledger.ledger import Ledger
+
+
+def render_card(ledger: Ledger, certificate: Certificate) -> str:
+    """Returns the model card in Markdown; equal ledgers give equal cards."""
+    opening = ledger.events[0]
+    is_adapter = opening["adapter"]["kind"] == "lora"
+    front = ["---", "tags:", "- sordino", *(["library_name: peft"] if is_adapter else []), "---"]
+    loading = (
+        "Load it with `peft.PeftModel.from_pretrained(base_model, folder)`."
+        if is_adapter
+        else "Load it with `transformers.AutoModelForCausalLM.from_pretrained(folder)`."
+    )
+    settings = [
+        ("base model", opening["base_model"]),
+        ("base model SHA-256", opening["base_model_sha256"]),
+        ("estimator", opening["estimator"]),
+        ("mechanism", opening["mechanism"]["name"]),
+        ("records a step", opening["sampling"]),
+        ("steps", opening["num_steps"]),
+        ("directions a step", opening["directions_per_step"]),
+        ("public seed", opening["seed"]),
+        ("computed in", opening["compute_dtype"]),
+        ("made with", f"sordino {opening['sordino_version']}"),
+    ]
+    return "\n".join(
+        [
+            *front,
+            "",
+            "# A language model tuned on private text",
+            "",
+            loading,
+            "",
+            "## What is guaranteed, and what is not",
+            "",
+            *[f"- {line}" for line in describe_certificate(certificate)],
+            "",
+            "Check it without trusting whoever made it: `sordino verify FOLDER --model BASE`.",
+            "",
+            "## Settings (all public)",
+            "",
+            "| setting | value |",
+            "|---|---|",
+            *[f"| {name} | {value} |" for name, value in settings],
+            "",
+        ]
+    )

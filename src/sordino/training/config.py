@@ -1,0 +1,164 @@
+"""The resolved, public settings of one run, and every check that needs no data and no model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sordino.core.checks import (
+    require_in_range,
+    require_integer,
+    require_non_negative,
+    require_one_of,
+    require_positive,
+)
+from sordino.core.directions import MAX_SEED
+from sordino.core.errors import InvalidParameterError
+from sordino.gradients.direction_sets import ALL_DIRECTION_KINDS
+from sordino.mechanisms.binary_channel import BUDGET_SCHEDULES, CHANNELS
+from sordino.mechanisms.candidates import CandidateSubsets
+from sordino.mechanisms.unanimity import ON_DISAGREEMENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GUARANTEES = ("pac", "none")
+ESTIMATORS = ("zeroth-order", "first-order")
+ADAPTERS = ("lora", "full")
+OBJECTIVES = ("loss", "token-f1")
+SELECTIONS = ("last", "best")
+SCHEDULES: dict[str, Callable[[float], float]] = {  # fraction of the run done -> factor
+    "constant": lambda done: 1.0,  # noqa: ARG005
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Defaults that depend on the estimator and on what is trained; each one is only a start."""
+
+    num_steps: int
+    learning_rate: float
+    clip: float
+    directions_per_step: int
+    direction_kind: str
+
+
+# First order: measured on SmolLM2-135M, see docs/decisions/0003-first-order-defaults.md.
+# Zeroth order: arXiv:2605.06505v2, recipes for LoRA and full fine-tuning.
+RECIPES = {
+    ("first-order", "lora"): Recipe(
+        num_steps=6,
+        learning_rate=0.8,
+        clip=0.3,
+        directions_per_step=4096,
+        direction_kind="hadamard",
+    ),
+    ("zeroth-order", "lora"): Recipe(
+        num_steps=1000,
+        learning_rate=1e-3,
+        clip=25.0,
+        directions_per_step=1,
+        direction_kind="rademacher",
+    ),
+    ("zeroth-order", "full"): Recipe(
+        num_steps=1000,
+        learning_rate=1e-4,
+        clip=1000.0,
+        directions_per_step=1,
+        direction_kind="rademacher",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneConfig:
+    """Everything public that decides what a run does; data and secrets are not part of it."""
+
+    guarantee: str
+    mutual_information: float
+    channel: str
+    budget_schedule: str
+    on_disagreement: str
+    unanimity_flip: float
+    candidates: CandidateSubsets
+    estimator: str
+    num_steps: int
+    learning_rate: float
+    learning_rate_schedule: str
+    weight_decay: float
+    clip: float
+    perturbation: float | None
+    directions_per_step: int
+    direction_kind: str
+    batch_size: int | None
+    adapter: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        require_one_of("guarantee", self.guarantee, GUARANTEES)
+        require_one_of("channel", self.channel, CHANNELS)
+        require_one_of("budget_schedule", self.budget_schedule, BUDGET_SCHEDULES)
+        require_one_of("on_disagreement", self.on_disagreement, ON_DISAGREEMENT)
+        require_one_of("estimator", self.estimator, ESTIMATORS)
+        require_one_of("adapter", self.adapter, ADAPTERS)
+        require_one_of("direction_kind", self.direction_kind, ALL_DIRECTION_KINDS)
+        require_one_of("learning_rate_schedule", self.learning_rate_schedule, tuple(SCHEDULES))
+        require_in_range("unanimity_flip", self.unanimity_flip, 0.0, 0.499)
+        require_integer("num_steps", self.num_steps, 1)
+        require_integer("directions_per_step", self.directions_per_step, 1)
+        require_integer("seed", self.seed, 0, MAX_SEED)
+        require_positive("learning_rate", self.learning_rate)
+        require_positive("clip", self.clip)
+        require_non_negative("weight_decay", self.weight_decay)
+        if self.perturbation is not None:
+            require_positive("perturbation", self.perturbation)
+        if self.batch_size is not None:
+            require_integer("batch_size", self.batch_size, 1)
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        """Raises if the mutual-information budget is negative, vacuous or without use."""
+        budget = self.mutual_information
+        if not (math.isfinite(budget) and budget >= 0):
+            raise InvalidParameterError(
+                "mutual_information must be a finite number of nats: 0 (nothing about the secret "
+                f"subset leaves) or a positive budget; got {budget!r}."
+            )
+        if self.guarantee == "none" and budget > 0:
+            raise InvalidParameterError(
+                "mutual_information is a budget for --guarantee pac; with none there is no budget."
+            )
+        vacuous = math.log(1.0 / self.candidates.prior)
+        if budget >= vacuous:
+            raise InvalidParameterError(
+                f"mutual_information {budget:g} is vacuous: from ln(1/prior) = {vacuous:.4f} nats "
+                "on, the bound lets an attacker be certain. Use less; 0.11 nats compares with "
+                "epsilon 1."
+            )
+        if budget > 0 and (self.unanimity_flip > 0 or self.on_disagreement != "coin"):
+            raise InvalidParameterError(
+                "unanimity_flip and on_disagreement are for mutual_information 0; with a positive "
+                "budget disagreement is settled by the channel."
+            )
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """One learning rate a step; public."""
+        factor = SCHEDULES[self.learning_rate_schedule]
+        return tuple(self.learning_rate * factor(t / self.num_steps) for t in range(self.num_steps))
+
+
+def find_recipe(estimator: str, adapter: str) -> Recipe:
+    """Returns the defaults of an estimator for an adapter kind."""
+    require_one_of("estimator", estimator, ESTIMATORS)
+    require_one_of("adapter", adapter, ADAPTERS)
+    recipe = RECIPES.get((estimator, adapter))
+    if recipe is None:
+        raise InvalidParameterError(
+            f"--estimator {estimator} does not cover --adapter {adapter} yet: use --adapter lora, "
+            "or --estimator zeroth-order."
+        )
+    return recipe

@@ -1,0 +1,120 @@
+"""The end of a run: artefacts, closing event, certificate, model card, and no secrets left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from sordino.core.errors import SordinoError
+from sordino.ledger.certificate import compute_certificate
+from sordino.ledger.durable import PRIVATE_FILE_MODE, replace_file
+from sordino.models import save_adapter, save_full
+from sordino.training.card import render_card
+from sordino.training.loop import commit_to, read_metrics
+from sordino.training.replay import replay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import torch
+
+    from sordino.ledger.certificate import Certificate
+    from sordino.training.loop import Session
+    from sordino.training.run_folder import RunFolder
+
+NOT_ARTEFACTS = {"ledger.jsonl", "transcript.bin", "certificate.json", "README.md"}
+
+
+def finish_run(
+    session: Session,
+    model: Any,
+    tokenizer: Any,
+    *,
+    initial_state: Callable[[], dict[str, torch.Tensor]],
+    base_model: str,
+    select: str,
+) -> Certificate:
+    """Writes everything that leaves the building; repeatable after a crash.
+
+    Args:
+        session: A run whose steps are all done.
+        model: The tuned model, to be saved as an adapter or in full.
+        tokenizer: Saved beside a fully tuned model.
+        initial_state: Returns the trainable tensors before the first step.
+        base_model: The user's words for the base model.
+        select: "last", or "best" by the public validation score.
+
+    Raises:
+        SordinoError: If no trainable tensor moved.
+    """
+    folder = session.folder
+    if not session.ledger.of_kind("close"):
+        chosen = _choose_step(session, select)
+        _require_moved(session)
+        if chosen < len(session.steps):
+            session.space.reset(initial_state())
+            replay(session.space, session.header, session.steps[:chosen])
+        if session.header.adapter["kind"] == "lora":
+            save_adapter(model, folder.path, base_model=base_model)
+        else:
+            save_full(model, tokenizer, folder.path)
+        closing = {
+            "kind": "close",
+            "selected_step": chosen,
+            "selection": _selection_words(chosen, len(session.steps), select),
+            "transcript_sha256": _sha256(folder.transcript),
+            "artefacts_sha256": artefact_digests(folder),
+        }
+        commit_to(session, closing, folder.transcript.stat().st_size, b"")
+    if session.leave_one_out is not None and folder.journal.path.exists():
+        content = json.dumps(session.leave_one_out.report(), indent=1, allow_nan=False).encode()
+        replace_file(folder.holder_report, content, mode=PRIVATE_FILE_MODE)
+    certificate = compute_certificate(session.ledger)
+    replace_file(folder.certificate, certificate.to_bytes())
+    replace_file(folder.card, render_card(session.ledger, certificate).encode())
+    folder.forget_secrets()
+    return certificate
+
+
+def artefact_digests(folder: RunFolder) -> dict[str, str]:
+    """Returns the hash of every public file that the ledger does not cover otherwise."""
+    files = sorted(path for path in folder.path.iterdir() if path.is_file())
+    return {path.name: _sha256(path) for path in files if path.name not in NOT_ARTEFACTS}
+
+
+def _choose_step(session: Session, select: str) -> int:
+    """Returns after how many steps the weights are taken."""
+    last = len(session.steps)
+    if select == "last":
+        return last
+    entries = [e for e in read_metrics(session.folder, last) if e["num_steps"] > 0]
+    best = max(entries, key=lambda e: (e["score"], -e["num_steps"]))
+    return int(best["num_steps"])
+
+
+def _selection_words(chosen: int, num_steps: int, select: str) -> str:
+    """Returns how the weights were chosen, for the certificate."""
+    if select == "last":
+        return "The weights are those after the last step."
+    return (
+        f"The weights are those after step {chosen} of {num_steps}, chosen by the score on "
+        "validation records that the holder declared public."
+    )
+
+
+def _require_moved(session: Session) -> None:
+    """Raises if training changed nothing."""
+    if not session.has_moved:
+        raise SordinoError(
+            f"no trainable tensor changed in {len(session.steps)} steps: no sign was unanimous, or "
+            "every move was below float32 resolution. Raise --learning-rate, use "
+            "--on-disagreement coin, or use more records. What was charged stays charged."
+        )
+
+
+def _sha256(path: Path) -> str:
+    """Returns the hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

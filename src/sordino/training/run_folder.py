@@ -1,0 +1,129 @@
+"""Where a run keeps what: public files in the run folder, private ones beside it."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sordino.core.errors import InvalidParameterError, LedgerError
+from sordino.ledger.durable import PRIVATE_FOLDER_MODE, erase
+from sordino.ledger.journal import Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_SPARE_BYTES = 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The paths of one run.
+
+    Args:
+        path: The public folder: everything in it may leave the building.
+    """
+
+    path: Path
+
+    @property
+    def ledger(self) -> Path:
+        """Hash-chained charges."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def transcript(self) -> Path:
+        """Public seed and released symbols."""
+        return self.path / "transcript.bin"
+
+    @property
+    def certificate(self) -> Path:
+        """The claim, recomputable from the ledger."""
+        return self.path / "certificate.json"
+
+    @property
+    def card(self) -> Path:
+        """Model card."""
+        return self.path / "README.md"
+
+    @property
+    def metrics(self) -> Path:
+        """Public measurements only."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def private(self) -> Path:
+        """Folder of private files, beside the run folder and never in it."""
+        return self.path.with_name(self.path.name + ".private")
+
+    @property
+    def holder_report(self) -> Path:
+        """Leave-one-out loss, for the data holder only."""
+        return self.private / "holder_report.PRIVATE.json"
+
+    @property
+    def journal(self) -> Journal:
+        """The sealed journal."""
+        return Journal(self.private / "journal.sealed", self.ledger, self.transcript)
+
+    def require_new(self) -> None:
+        """Raises unless the folder is absent or empty."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InvalidParameterError(
+                f"output {self.path} exists already and nothing in it is overwritten. Choose "
+                "another folder, or continue that run with --resume."
+            )
+        if self.journal.path.exists():
+            raise InvalidParameterError(
+                f"{self.private} holds the sealed state of a run whose folder is gone. Move it "
+                "back, or remove it if that run is given up."
+            )
+
+    def require_space(self, num_bytes: int) -> None:
+        """Raises unless the disk has room for the artefact."""
+        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        needed, free = num_bytes + _SPARE_BYTES, shutil.disk_usage(parent).free
+        if free < needed:
+            raise InvalidParameterError(
+                f"no space left for the run: {parent} has {free / 1e6:.0f} MB free and about "
+                f"{needed / 1e6:.0f} MB are needed. Nothing was written."
+            )
+
+    def create(self) -> None:
+        """Makes both folders."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.private.mkdir(mode=PRIVATE_FOLDER_MODE, exist_ok=True)
+
+    @contextmanager
+    def locked(self, *, enabled: bool = True) -> Iterator[None]:
+        """Holds the run for this process: two processes must never spend the same budget.
+
+        A run that fails before anything was charged leaves nothing behind.
+        """
+        import fcntl
+
+        if not enabled:
+            yield
+            return
+        self.create()
+        with (self.private / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise LedgerError(f"another process is working on {self.path}.") from error
+            try:
+                yield
+            finally:
+                if self.private.exists() and not self.journal.path.exists():
+                    self.forget_secrets()
+                    if not any(self.path.iterdir()):
+                        self.path.rmdir()
+
+    def forget_secrets(self) -> None:
+        """Erases the sealed state of a finished run; keeps a holder's report."""
+        erase(self.journal.path)
+        (self.private / "lock").unlink(missing_ok=True)
+        if self.private.exists() and not any(self.private.iterdir()):
+            self.private.rmdir()

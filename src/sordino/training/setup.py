@@ -1,0 +1,308 @@
+"""From settings and files to the parts of a run: model, objective, parameter space, mechanism."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sordino.core.checks import require_integer
+from sordino.core.directions import public_permutation
+from sordino.core.errors import InvalidDataError, InvalidParameterError
+from sordino.data import (
+    ClassificationTask,
+    CompletionTask,
+    GenerationTask,
+    default_verbalizers,
+    overlap,
+    parse_verbalizers,
+    plan_batches,
+    read_records,
+)
+from sordino.gradients.estimators import FirstOrderEstimator, ZerothOrderEstimator
+from sordino.gradients.objectives import (
+    ClassificationObjective,
+    CompletionObjective,
+    GenerationObjective,
+    LanguageModel,
+)
+from sordino.ledger.ledger import canonical_json
+from sordino.mechanisms.binary_channel import BinaryChannelMechanism
+from sordino.mechanisms.open_mean import OpenMeanMechanism
+from sordino.mechanisms.unanimity import UnanimityMechanism
+from sordino.models import LoadedModel, add_lora, load_model, trainable_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sordino.core.entropy import AbstractEntropy
+    from sordino.data import Example, Record
+    from sordino.gradients.estimators import AbstractEstimator
+    from sordino.gradients.objectives import AbstractObjective
+    from sordino.gradients.parameters import AbstractParameterSpace
+    from sordino.mechanisms.release import AbstractMechanism
+    from sordino.training.config import TuneConfig
+
+    Task = ClassificationTask | CompletionTask | GenerationTask
+
+# Steps of the central difference that fit the compute type (LoRA; see benchmarks/RESULTS.md).
+PERTURBATIONS = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+_MAX_RECORDS_PER_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskOptions:
+    """How records become tokens."""
+
+    objective: str
+    template: str
+    verbalizers: Sequence[str] | None
+    max_length: int | None
+    truncate: bool
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRecords:
+    """Records of one file, encoded for a task."""
+
+    examples: list[Example]
+    objective: AbstractObjective
+    description: dict[str, Any]  # public
+
+
+def choose_task(options: TaskOptions, records: Sequence[Record]) -> Task:
+    """Returns the task that the records' columns and the objective ask for."""
+    is_classification = records[0].label is not None
+    if options.objective == "token-f1":
+        if is_classification:
+            raise InvalidParameterError(
+                "objective token-f1 compares generations with references: it needs the columns "
+                "prompt and completion, found text and label."
+            )
+        return GenerationTask(options.max_new_tokens)
+    if not is_classification:
+        return CompletionTask()
+    if options.verbalizers:
+        words = parse_verbalizers(options.verbalizers)
+    else:
+        words = default_verbalizers({r.label for r in records if r.label is not None})
+    return ClassificationTask(words, options.template)
+
+
+def encode_records(
+    task: Task, records: Sequence[Record], loaded: LoadedModel, options: TaskOptions
+) -> EncodedRecords:
+    """Returns encoded records and the objective over them."""
+    limit = loaded.context_length
+    if options.max_length is not None:
+        limit = require_integer("max_length", options.max_length, 2, limit)
+    examples = task.encode(records, loaded.tokenizer, limit, truncate=options.truncate)
+    if isinstance(task, ClassificationTask):
+        words = task.label_token_ids(loaded.tokenizer)
+        objective: AbstractObjective = ClassificationObjective(examples, words)
+        description: dict[str, Any] = {
+            "kind": "classification",
+            "template": task.template,
+            "verbalizers": dict(task.verbalizers),
+        }
+    elif isinstance(task, CompletionTask):
+        objective = CompletionObjective(examples)
+        description = {"kind": "completion"}
+    else:
+        objective = GenerationObjective(examples, loaded.tokenizer, task.max_new_tokens)
+        description = {"kind": "token-f1", "max_new_tokens": task.max_new_tokens}
+    return EncodedRecords(examples, objective, description)
+
+
+def read_training_records(path: Path) -> list[Record]:
+    """Returns the pool's records, at least two."""
+    return read_records(path)
+
+
+def read_validation_records(
+    path: Path, pool: Sequence[Record], *, is_public: bool
+) -> list[Record]:
+    """Returns public validation records; refuses records that are not declared public or private.
+
+    Raises:
+        InvalidParameterError: If they are not declared public.
+        InvalidDataError: If one of them is in the pool.
+    """
+    if not is_public:
+        raise InvalidParameterError(
+            "scores on --validation are published in metrics.jsonl and may choose the checkpoint, "
+            "so its records must be public: confirm with --validation-is-public."
+        )
+    kind = "classification" if pool[0].label is not None else "completion"
+    records = read_records(path, kind=kind, min_records=1)
+    shared = overlap(records, pool)
+    if shared:
+        raise InvalidDataError(
+            f"{path}: {len(shared)} records are in the training pool too (the first at line "
+            f"{shared[0]}); their scores would be an unaccounted release. Remove them."
+        )
+    return records
+
+
+def load_for_tuning(source: str, config: TuneConfig, dtype: torch.dtype, device: str) -> LoadedModel:
+    """Returns the base model: in the compute dtype under an adapter, in float32 for full tuning."""
+    stored = torch.float32 if config.adapter == "full" else dtype
+    return load_model(source, dtype=stored, device=device)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterOptions:
+    """What is trained inside the base model."""
+
+    rank: int
+    alpha: float
+    targets: Sequence[str] | None
+    layers: Sequence[int] | None
+    factors: str
+
+
+def prepare_tensors(
+    loaded: LoadedModel, config: TuneConfig, options: AdapterOptions
+) -> tuple[Any, dict[str, torch.nn.Parameter], dict[str, Any]]:
+    """Returns the model to save, its trainable tensors, and the public description of both."""
+    if config.adapter == "full":
+        return loaded.model, prepare_full(loaded.model), {"kind": "full"}
+    adapted = add_lora(
+        loaded.model,
+        rank=options.rank,
+        alpha=options.alpha,
+        target_modules=options.targets,
+        layers=options.layers,
+        factors=options.factors,
+        seed=config.seed,
+    )
+    tensors = trainable_tensors(adapted)
+    adapted.requires_grad_(requires_grad=False)
+    description = {
+        "kind": "lora",
+        "rank": options.rank,
+        "alpha": options.alpha,
+        "factors": options.factors,
+    }
+    return adapted, tensors, description
+
+
+def prepare_full(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Returns every parameter of a model by stable name, tied ones once."""
+    model.requires_grad_(requires_grad=True)
+    tensors = trainable_tensors(model)
+    model.requires_grad_(requires_grad=False)
+    return tensors
+
+
+def make_language_model(
+    loaded: LoadedModel, model: Any, space: AbstractParameterSpace | None
+) -> LanguageModel:
+    """Returns the model as objectives see it."""
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    pad = loaded.tokenizer.pad_token_id
+    if space is None:
+        return LanguageModel(causal_lm, pad)
+    return LanguageModel(causal_lm, pad, space.rows)
+
+
+def make_estimator(
+    config: TuneConfig,
+    language_model: LanguageModel,
+    objective: AbstractObjective,
+    space: AbstractParameterSpace,
+    tensors: dict[str, torch.nn.Parameter],
+    dtype: torch.dtype,
+) -> AbstractEstimator:
+    """Returns the estimator that the settings name."""
+    if config.estimator == "first-order":
+        return FirstOrderEstimator(
+            language_model, objective, space, tensors, clip=config.clip
+        )
+    perturbation = config.perturbation or PERTURBATIONS[dtype]
+    return ZerothOrderEstimator(
+        language_model, objective, space, perturbation=perturbation, clip=config.clip
+    )
+
+
+def make_mechanism(
+    config: TuneConfig, entropy: AbstractEntropy, records_per_step: int
+) -> AbstractMechanism:
+    """Returns the mechanism that the settings name."""
+    if config.guarantee == "none":
+        return OpenMeanMechanism(records_per_step)
+    if config.mutual_information > 0:
+        return BinaryChannelMechanism(
+            config.candidates,
+            entropy,
+            budget_nats=config.mutual_information,
+            num_steps=config.num_steps,
+            channel=config.channel,
+            budget_schedule=config.budget_schedule,
+        )
+    return UnanimityMechanism(
+        config.candidates,
+        entropy,
+        on_disagreement=config.on_disagreement,
+        unanimity_flip=config.unanimity_flip,
+    )
+
+
+def make_membership(config: TuneConfig, num_records: int) -> np.ndarray:
+    """Returns which record is in which subset; without a guarantee there is one, the whole pool."""
+    if config.guarantee == "none":
+        return np.ones((num_records, 1), dtype=np.bool_)
+    return config.candidates.membership(num_records)
+
+
+class BatchPlan:
+    """Which records a step looks at, and in which batches; public and the same on every worker."""
+
+    def __init__(
+        self, lengths: Sequence[int], *, batch_size: int | None, tokens_per_batch: int, seed: int
+    ) -> None:
+        self._lengths = list(lengths)
+        self._batch_size = batch_size
+        self._tokens = tokens_per_batch
+        self._seed = seed
+        if batch_size is not None:
+            require_integer("batch_size", batch_size, 1, len(self._lengths))
+        self._full = self._plan(np.arange(len(self._lengths)))
+
+    @property
+    def records_per_step(self) -> int:
+        """Number of records that a step looks at."""
+        return self._batch_size or len(self._lengths)
+
+    def batches(self, step: int) -> list[list[int]]:
+        """Returns the batches of one step."""
+        if self._batch_size is None:
+            return self._full
+        order = public_permutation(self._seed, "batch", str(step), len(self._lengths))
+        return self._plan(np.sort(order[: self._batch_size]))
+
+    def _plan(self, records: np.ndarray) -> list[list[int]]:
+        """Returns batches of similar length over the given records."""
+        plan = plan_batches(
+            [self._lengths[i] for i in records],
+            token_budget=self._tokens,
+            max_records=_MAX_RECORDS_PER_BATCH,
+        )
+        return [[int(records[i]) for i in batch] for batch in plan]
+
+
+def digest_examples(examples: Sequence[Example]) -> str:
+    """Returns a hash of the encoded pool; private: it goes to the sealed journal only."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(
+            canonical_json(
+                [example.input_ids, example.target, example.num_prompt_tokens, example.references]
+            )
+        )
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""One process or several: what `accelerate launch` started, behind five small functions.
+
+Workers share the forward passes; the main process alone draws secret randomness and writes files.
+Sums travel as whole numbers in float64, so their total does not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+
+from sordino.core.errors import SordinoError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from accelerate import PartialState
+    from numpy.typing import NDArray
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The processes of this run and the device that this one computes on."""
+
+    state: PartialState
+    device: str
+
+    @classmethod
+    def start(cls, device: str) -> Workers:
+        """Joins the processes that `accelerate launch` started, or stands alone.
+
+        Args:
+            device: "auto", "cpu", "cuda" or "cuda:N".
+        """
+        from accelerate import PartialState
+
+        wants_gpu = device != "cpu" and torch.cuda.is_available()
+        state = PartialState(cpu=not wants_gpu)
+        if device in ("auto", "cuda") and wants_gpu:
+            return cls(state, f"cuda:{state.local_process_index}")
+        return cls(state, "cpu" if device == "auto" else device)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process draws entropy and writes files."""
+        return bool(self.state.is_main_process)
+
+    def share(self, items: Sequence[_T]) -> list[_T]:
+        """Returns this worker's share of `items`; it may be empty and still takes part."""
+        return list(items[self.state.process_index :: self.state.num_processes])
+
+    def add_up(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the sum over all workers, exact for whole numbers below 2**53."""
+        if self.state.num_processes == 1:
+            return sums
+        from accelerate.utils import reduce
+
+        total = reduce(torch.from_numpy(sums).to(self.state.device), reduction="sum")
+        return total.cpu().numpy()
+
+    def from_main(self, compute: Callable[[], _T]) -> _T:
+        """Returns what `compute` returns on the main process; raises its error on every worker."""
+        if self.state.num_processes == 1:
+            return compute()
+        from accelerate.utils import broadcast_object_list
+
+        box: list[object] = [None, None]
+        failure: BaseException | None = None
+        if self.is_main:
+            try:
+                box[0] = compute()
+            except Exception as error:  # noqa: BLE001 - told to all workers, then raised
+                failure = error
+                box[1] = str(error) if isinstance(error, SordinoError) else type(error).__name__
+        broadcast_object_list(box)
+        if failure is not None:
+            raise failure
+        if box[1] is not None:
+            raise SordinoError(f"the main process stopped: {box[1]}")
+        return box[0]  # type: ignore[return-value]
