@@ -93,7 +93,8 @@ class DirectionStream:
             start // self._elements_per_word,
         )
         if self.kind == "gaussian":
-            return _gaussian_levels()[words.view("<u2")][:size]
+            levels: NDArray[np.int16] = _gaussian_levels()[words.view("<u2")][:size]
+            return levels
         return _sign_table()[words.view(np.uint8)].view(np.int8)[:size]
 
 
@@ -107,7 +108,8 @@ def public_uniform(seed: int, purpose: str, name: str, size: int) -> NDArray[np.
     """Returns `size` public float32 numbers, uniform on the multiples of 2**-23 in [-1, 1)."""
     words = _raw_words(seed, purpose, name, -(-size // 2)).view("<u4")[:size]
     integers = (words >> np.uint32(32 - _UNIFORM_BITS)).astype(np.int64) - 2 ** (_UNIFORM_BITS - 1)
-    return (integers / 2.0 ** (_UNIFORM_BITS - 1)).astype(np.float32)
+    uniform: NDArray[np.float32] = (integers / 2.0 ** (_UNIFORM_BITS - 1)).astype(np.float32)
+    return uniform
 
 
 def public_keys(

@@ -81,9 +81,7 @@ class IndependentDirections(AbstractDirectionSet):
 
     def direction(self, step: int, index: int) -> NDArray[np.int16]:
         """Returns one direction over all tensors, flat."""
-        parts = [
-            self.stream.integers(step, index, name, size) for name, size in self.sizes.items()
-        ]
+        parts = [self.stream.integers(step, index, name, size) for name, size in self.sizes.items()]
         return np.concatenate(parts)
 
     def project(self, step: int, gradients: torch.Tensor) -> torch.Tensor:

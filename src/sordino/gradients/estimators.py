@@ -87,9 +87,7 @@ class ZerothOrderEstimator(AbstractEstimator):
     ) -> list[torch.Tensor]:
         """Returns the losses of all batches at one perturbed point, float64 on the CPU."""
         with self._space.perturbed(step, index, scale):
-            return [
-                self._objective.losses(self._model, batch).cpu().double() for batch in batches
-            ]
+            return [self._objective.losses(self._model, batch).cpu().double() for batch in batches]
 
 
 class FirstOrderEstimator(AbstractEstimator):
@@ -111,7 +109,6 @@ class FirstOrderEstimator(AbstractEstimator):
         model: LanguageModel,
         objective: AbstractObjective,
         space: AbstractParameterSpace,
-        tensors: Mapping[str, torch.nn.Parameter],
         *,
         clip: float,
     ) -> None:
@@ -124,7 +121,7 @@ class FirstOrderEstimator(AbstractEstimator):
         self._space = space
         self._clip = require_positive("clip", clip)
         self.bound = self._clip * space.directions.max_norm
-        self._gradients = PerRecordGradients(model.causal_lm, tensors)
+        self._gradients = PerRecordGradients(model.causal_lm, space.tensors)
 
     def contributions(
         self, step: int, batches: Sequence[Sequence[int]]
@@ -155,9 +152,7 @@ class PerRecordGradients:
         InvalidParameterError: If a trainable tensor is not the weight of a linear layer.
     """
 
-    def __init__(
-        self, model: torch.nn.Module, tensors: Mapping[str, torch.nn.Parameter]
-    ) -> None:
+    def __init__(self, model: torch.nn.Module, tensors: Mapping[str, torch.nn.Parameter]) -> None:
         self._tensors = dict(tensors)
         self._num_params = sum(p.numel() for p in self._tensors.values())
         self._buffer: torch.Tensor | None = None
@@ -183,14 +178,14 @@ class PerRecordGradients:
         self._buffer = torch.zeros(batch_size, self._num_params, device=device)
         try:
             for parameter in self._tensors.values():
-                parameter.requires_grad_(True)
+                parameter.requires_grad_(requires_grad=True)
             with torch.enable_grad():
                 losses().sum().backward()
             return self._buffer
         finally:
             self._buffer = None
             for parameter in self._tensors.values():
-                parameter.requires_grad_(False)
+                parameter.requires_grad_(requires_grad=False)
                 parameter.grad = None  # a sum over private records: never kept
 
     def _install(self, layer: torch.nn.Linear, offset: int) -> None:

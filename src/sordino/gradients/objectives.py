@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 _LOGIT_ROWS_AT_ONCE = 2048
 # Models that change logits after the output embedding; their own forward pass is used instead.
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+_LOGIT_TRANSFORMS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+)
 
 
 @dataclass
@@ -162,9 +167,7 @@ class GenerationObjective(AbstractObjective):
 
     is_differentiable = False
 
-    def __init__(
-        self, examples: Sequence[Example], tokenizer: Any, max_new_tokens: int
-    ) -> None:
+    def __init__(self, examples: Sequence[Example], tokenizer: Any, max_new_tokens: int) -> None:
         self._examples = examples
         self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
@@ -189,6 +192,7 @@ class GenerationObjective(AbstractObjective):
         )
         texts = self._tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
         scores = [
-            token_f1(text, example.references) for text, example in zip(texts, examples, strict=True)
+            token_f1(text, example.references)
+            for text, example in zip(texts, examples, strict=True)
         ]
         return 1.0 - torch.tensor(scores, dtype=torch.float32)

@@ -20,7 +20,7 @@ _ELEMENTS_AT_ONCE = 2**20  # multiple of every direction stream's alignment
 
 
 class StreamedParameterSpace(AbstractParameterSpace):
-    """A large trainable set: the parameters are the float32 master and are never perturbed in place.
+    """A large trainable set: its parameters are the float32 master, never perturbed in place.
 
     While a perturbation is on, each module's own tensors are replaced, for the duration of that
     module's forward pass, by master + scale * direction in the compute dtype; the direction is
@@ -53,7 +53,7 @@ class StreamedParameterSpace(AbstractParameterSpace):
         self._names = {id(p): name for name, p in self.tensors.items()}
         self._stack = ExitStack()
         for module in model.modules():
-            own = [p for p in module._parameters.values() if p is not None]
+            own = list(module.parameters(recurse=False))
             if any(id(p) in self._names for p in own):
                 self._install(module, own)
 

@@ -225,8 +225,10 @@ def _assumptions(opening: dict[str, Any]) -> tuple[str, ...]:
         return ()
     lines = [
         "the holder ran this code as it is, once, on this pool",
-        "coins, noise and the secret subset came from the operating system's entropy and stayed "
-        "with the holder",
+        (
+            "coins, noise and the secret subset came from the operating system's entropy and "
+            "stayed with the holder"
+        ),
         "the base model, the pool's size, the candidate subsets and all settings are public",
     ]
     if opening["mechanism"].get("unanimity_flip", 0.0) > 0:
@@ -242,9 +244,9 @@ def _subset_words(line: SubsetLine) -> str:
     if line.mutual_information_nats_upper is None:
         return NO_GUARANTEE + "."
     words = (
-        f"at most {line.mutual_information_nats_upper:g} nats leave the building. Whoever believed "
-        f"with probability {line.prior:.3g} that a record was in it may believe at most "
-        f"{line.posterior_upper:.4f} afterwards, on average over the secret"
+        f"at most {line.mutual_information_nats_upper:g} nats leave the building. A guess whether "
+        f"a given record was in it is right with probability at most {line.posterior_upper:.4f} "
+        f"(without the release: {line.prior:.3g}), on average over the secret"
     )
     if line.matched_epsilon is None:
         return words + ". This bound is vacuous."

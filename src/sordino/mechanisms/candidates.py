@@ -68,9 +68,14 @@ class CandidateSubsets:
 
     @property
     def prior(self) -> float:
-        """The probability, before any release, that a given record is in the secret subset."""
+        """Success of the best guess, before any release, whether a record is in the subset.
+
+        At rate k/M it is max(k, M - k) / M: whoever always answers "no" is right with probability
+        1 - k/M, so the bound on an attack must start there and not at k/M.
+        """
         if self.construction == "rate" and self.subsets_per_record is not None:
-            return self.subsets_per_record / self.num_subsets
+            k, M = self.subsets_per_record, self.num_subsets
+            return max(k, M - k) / M
         return 0.5
 
     def membership(self, num_records: int) -> NDArray[np.bool_]:
@@ -140,7 +145,7 @@ class SubsetSums:
 def to_fixed_point(
     contributions: NDArray[np.float64], bound: float, unit: float
 ) -> NDArray[np.float64]:
-    """Returns contributions as whole numbers (in float64) of `unit`; refuses what is not bounded."""
+    """Returns contributions as whole numbers (float64) of `unit`; refuses unbounded ones."""
     values = np.asarray(contributions, dtype=np.float64)
     if not (np.isfinite(values).all() and (np.abs(values) <= bound * (1 + 1e-6)).all()):
         raise PrecisionError(

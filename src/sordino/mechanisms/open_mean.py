@@ -26,7 +26,7 @@ class OpenMeanMechanism(AbstractMechanism):
         self._records_per_step = records_per_step
 
     def release(self, sums: NDArray[np.float64], unit: float, step: int) -> Release:  # noqa: ARG002
-        """Returns the mean of the only subset, the pool, in units of 2**-30 of its largest value."""
+        """Returns the mean over the pool, in units of 2**-30 of its largest value."""
         mean = sums[0] * unit / self._records_per_step
         largest = float(np.abs(mean).max())
         step_unit = largest * 2.0**-_INTEGER_BITS if largest > 0 else 1.0

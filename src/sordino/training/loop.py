@@ -159,9 +159,7 @@ def _one_step(session: Session, step: int) -> tuple[StepSymbols, str]:
     return workers.from_main(release_on_main)
 
 
-def _record_release(
-    session: Session, step: int, release: Release, symbols: StepSymbols
-) -> None:
+def _record_release(session: Session, step: int, release: Release, symbols: StepSymbols) -> None:
     """Charges one release and writes its symbols to the transcript."""
     event = {
         "kind": "release",

