@@ -49,9 +49,8 @@ def make_command(
 
 def _to_option(parameter: inspect.Parameter, hint: Any) -> inspect.Parameter:
     """Returns the shell's version of one parameter."""
-    kind, *extras = (
-        getattr(hint, "__metadata__", ()) and (hint.__origin__, *hint.__metadata__)
-    ) or (hint,)
+    extras = getattr(hint, "__metadata__", ())
+    kind = hint.__origin__ if extras else hint
     text = next((extra.documentation for extra in extras if isinstance(extra, Doc)), None)
     is_positional = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     if is_positional:

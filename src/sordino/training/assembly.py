@@ -152,7 +152,11 @@ def run(
         evaluate_every=request.evaluate_every or max(config.num_steps // 10, 1),
         pool_digest=digest_examples(encoded.examples),
     )
-    _probe_numerics(request, loaded, task, language_model, space, dtype)
+    perturbation = find_perturbation(config, dtype)
+    if perturbation is not None and request.task.objective == "loss":
+        _probe_numerics(
+            perturbation, task, request.task, language_model, loaded=loaded, space=space
+        )
 
     def start() -> list[StepSymbols]:
         open_run(session, resume=request.resume)
@@ -202,17 +206,16 @@ def _make_header(
 
 
 def _probe_numerics(
-    request: RunRequest,
-    loaded: LoadedModel,
+    perturbation: float,
     task: Task,
+    options: TaskOptions,
     language_model: LanguageModel,
+    *,
+    loaded: LoadedModel,
     space: AbstractParameterSpace,
-    dtype: torch.dtype,
 ) -> None:
     """Warns if the finite difference does not fit the compute type; looks at public text only."""
-    perturbation = find_perturbation(request.config, dtype)
-    is_small = sum(p.numel() for p in space.tensors.values()) <= _LARGEST_PROBED
-    if perturbation is None or request.task.objective != "loss" or not is_small:
+    if sum(p.numel() for p in space.tensors.values()) > _LARGEST_PROBED:
         return
     if isinstance(task, ClassificationTask):
         labels = task.labels
@@ -222,7 +225,7 @@ def _probe_numerics(
     else:
         words = [text.rsplit(" ", 3) for text in PROBE_TEXTS]
         probes = [Record(w[0], None, (" ".join(w[1:]),), i + 1) for i, w in enumerate(words)]
-    objective = encode_records(task, probes, loaded, request.task).objective
+    objective = encode_records(task, probes, loaded, options).objective
     warn_if_perturbation_does_not_fit(language_model, objective, space, perturbation)
 
 

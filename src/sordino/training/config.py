@@ -17,11 +17,12 @@ from sordino.core.directions import MAX_SEED
 from sordino.core.errors import InvalidParameterError
 from sordino.gradients.direction_sets import ALL_DIRECTION_KINDS
 from sordino.mechanisms.binary_channel import BUDGET_SCHEDULES, CHANNELS
-from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.mechanisms.unanimity import ON_DISAGREEMENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sordino.mechanisms.candidates import CandidateSubsets
 
 GUARANTEES = ("pac", "none")
 ESTIMATORS = ("zeroth-order", "first-order")

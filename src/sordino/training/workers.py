@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import torch
 
 from sordino.core.errors import SordinoError
@@ -17,6 +16,7 @@ from sordino.core.errors import SordinoError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     from accelerate import PartialState
     from numpy.typing import NDArray
 
@@ -37,7 +37,8 @@ class Workers:
         Args:
             device: "auto", "cpu", "cuda" or "cuda:N".
         """
-        from accelerate import PartialState
+        import numpy as np
+    from accelerate import PartialState
 
         wants_gpu = device != "cpu" and torch.cuda.is_available()
         state = PartialState(cpu=not wants_gpu)
