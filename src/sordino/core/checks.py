@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 def require_in_range(name: str, value: float, low: float, high: float) -> float:
     """Returns `value` as a float if it is finite and low <= value <= high, else raises."""
-    if not (_is_number(value) and math.isfinite(value) and low <= value <= high):
+    if not (_is_finite(value) and low <= value <= high):
         raise InvalidParameterError(f"{name} must be in [{low:g}, {high:g}], got {value!r}.")
     return float(value)
 
 
 def require_positive(name: str, value: float) -> float:
     """Returns `value` as a float if it is finite and above zero, else raises."""
-    if not (_is_number(value) and math.isfinite(value) and value > 0):
+    if not (_is_finite(value) and value > 0):
         raise InvalidParameterError(f"{name} must be positive and finite, got {value!r}.")
     return float(value)
 
 
 def require_non_negative(name: str, value: float) -> float:
     """Returns `value` as a float if it is finite and at least zero, else raises."""
-    if not (_is_number(value) and math.isfinite(value) and value >= 0):
+    if not (_is_finite(value) and value >= 0):
         raise InvalidParameterError(f"{name} must be at least 0 and finite, got {value!r}.")
     return float(value)
 
@@ -49,6 +49,11 @@ def require_one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def _is_number(value: object) -> bool:
-    """Returns whether `value` is a real number and not a truth value."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _is_finite(value: object) -> bool:
+    """Returns whether `value` is a finite real number and not a truth value."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from sordino.core.checks import require_non_negative
-from sordino.core.errors import BudgetExceededError, LedgerError
+from sordino.core.errors import BudgetExceededError, InvalidParameterError, LedgerError
 from sordino.ledger.durable import write_at
 
 if TYPE_CHECKING:
@@ -149,12 +148,13 @@ def _hash(body: Mapping[str, Any]) -> str:
 
 def _is_charge(charge: object) -> bool:
     """Returns whether `charge` is a finite number, at least 0."""
-    return (
-        isinstance(charge, int | float)
-        and not isinstance(charge, bool)
-        and math.isfinite(charge)
-        and charge >= 0
-    )
+    if not isinstance(charge, int | float):
+        return False
+    try:
+        require_non_negative("charge", charge)
+    except InvalidParameterError:
+        return False
+    return True
 
 
 def _refuse_constant(name: str) -> float:

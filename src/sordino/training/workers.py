@@ -37,8 +37,7 @@ class Workers:
         Args:
             device: "auto", "cpu", "cuda" or "cuda:N".
         """
-        import numpy as np
-    from accelerate import PartialState
+        from accelerate import PartialState
 
         wants_gpu = device != "cpu" and torch.cuda.is_available()
         state = PartialState(cpu=not wants_gpu)
