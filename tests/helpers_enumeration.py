@@ -164,6 +164,17 @@ def history_sums(
     return rng.integers(-4, 5, size=(num_subsets, num_releases)).astype(np.float64) + lean
 
 
+def contested_sums(
+    seed: int, history: Iterable[Sequence[int]], num_subsets: int, num_releases: int
+) -> NDArray[np.float64]:
+    """Returns sums that depend on all released symbols; half of each column is positive."""
+    words = [symbol + 1 for step in history for symbol in step]
+    rng = np.random.default_rng([seed, len(words), *words])
+    half = num_subsets // 2
+    signs = np.repeat([1.0, -1.0], [half, num_subsets - half])
+    return np.stack([rng.permutation(signs) for _ in range(num_releases)], axis=1)
+
+
 def _mpf(value: Fraction) -> mpf:
     """Returns a fraction at the working precision."""
     return mpf(value.numerator) / mpf(value.denominator)

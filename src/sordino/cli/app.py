@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
+import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
 from sordino.accounting.inference_risk import Risk, risk
-from sordino.cli.commands import make_command
-from sordino.core.errors import SordinoError
+from sordino.cli.commands import EXIT_FAILED, make_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from sordino.training.tune import TuneResult
     from sordino.training.verify import Verification
 
-EXIT_FAILED, EXIT_MISUSE, EXIT_INTERRUPTED = 1, 2, 130
-
 app = typer.Typer(
     name="sordino",
     help="Tune language models on private text, and say exactly what leaves the building.",
@@ -29,11 +28,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_EXAMPLES = {"risk": "sordino risk --mutual-information 0.33"}  # no shell line in its docstring
 _out = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def show_tune(result: TuneResult, as_json: bool) -> None:  # noqa: FBT001
     """Prints the certificate in words and where the run lies."""
+    if os.environ.get("RANK", "0") != "0":
+        return  # started by torchrun or accelerate: the main process prints
     if as_json:
         typer.echo(result.certificate.to_bytes().decode().rstrip())
         return
@@ -92,29 +94,28 @@ def _register() -> None:
         demo: show_demo,
     }
     for function, show in commands.items():
-        app.command(name=function.__name__)(make_command(function, show))
+        example = _EXAMPLES.get(function.__name__)
+        app.command(name=function.__name__)(make_command(function, show, example=example))
 
 
 _register()
 
 
 def main() -> None:
-    """Runs the command line; every expected failure is one line and an exit code."""
-    try:
-        app(standalone_mode=True)
-    except SordinoError as error:
-        _fail(str(error), EXIT_MISUSE)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing is lost: run the same command with --resume.", EXIT_INTERRUPTED)
-    except OSError as error:
-        _fail(
-            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. What was "
-            "charged and released is safe; run the same command with --resume.",
-            EXIT_MISUSE,
-        )
+    """Runs the command line."""
+    with warnings.catch_warnings():
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
+        app()
 
 
-def _fail(message: str, code: int) -> None:
-    """Prints one line on standard error and exits."""
-    typer.echo(f"Error: {message}", err=True)
-    sys.exit(code)
+def _show_warning(
+    show_others: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    *where: Any,
+) -> None:
+    """Prints our own warnings as one line, without a place in the source."""
+    if category.__module__.startswith("sordino."):
+        typer.echo(f"Warning: {message}", err=True)
+    else:
+        show_others(message, category, *where)

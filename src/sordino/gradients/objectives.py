@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sordino.data.tasks import Example
+    from sordino.gradients.prefix import FrozenPrefix
 
 _LOGIT_ROWS_AT_ONCE = 2048
 # Models that change logits after the output embedding; their own forward pass is used instead.
@@ -40,6 +41,7 @@ class LanguageModel:
     Args:
         causal_lm: A transformers causal LM, adapters already injected.
         rows: Returns rows of a matrix parameter as the model would use them now.
+        prefix: Keeps the hidden states below the first adapted block, if there is one.
     """
 
     causal_lm: Any
@@ -47,6 +49,7 @@ class LanguageModel:
     rows: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = field(
         default=lambda parameter, indices: parameter[indices]
     )
+    prefix: FrozenPrefix | None = None
 
     @property
     def device(self) -> torch.device:
@@ -62,6 +65,8 @@ class LanguageModel:
 
     def last_hidden_state(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Returns the final hidden states, shape (batch_size, length, width)."""
+        if self.prefix is not None:
+            return self.prefix.last_hidden_state(input_ids)
         decoder = self.causal_lm.get_decoder()
         return decoder(input_ids=input_ids, use_cache=False).last_hidden_state
 

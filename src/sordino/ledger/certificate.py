@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from decimal import ROUND_CEILING, Decimal, localcontext
 from typing import TYPE_CHECKING, Any
 
 from sordino.accounting.inference_risk import (
@@ -190,10 +191,11 @@ def _open_subset_line() -> SubsetLine:
 def _pool_line(opening: dict[str, Any]) -> PoolLine:
     """Returns the line about membership in the pool; finite only under noisy unanimity.
 
-    A release flips a unanimous sign with probability eta, and tosses a coin otherwise. Removing one
-    record leaves the subsets without it as they were, so it can turn unanimity into disagreement
-    or back but never into the opposite unanimity: the likelihood ratio of a bit is at most
-    1 / (2 eta). Proof: docs/proofs/noisy_unanimity.md.
+    A release flips a unanimous sign with probability eta, and tosses a coin otherwise. Emptying one
+    record's place leaves the subsets without it as they were, so it can turn unanimity into
+    disagreement or back but never into the opposite unanimity: the likelihood ratio of a bit is at
+    most 1 / (2 eta). Proof: docs/proofs/noisy_unanimity.md. Taking a record out of the list is
+    another relation: it renumbers the records behind it, and with that their subsets.
     """
     secret = "whether a record is in the pool at all"  # noqa: S105
     mechanism = opening["mechanism"]
@@ -213,7 +215,7 @@ def _pool_line(opening: dict[str, Any]) -> PoolLine:
     return PoolLine(
         secret=secret,
         guarantee="pure differential privacy, basic composition",
-        neighboring_relation="ADD_OR_REMOVE_ONE",
+        neighboring_relation="REPLACE_SPECIAL",
         epsilon_upper=epsilon,
         delta=0.0,
     )
@@ -244,9 +246,10 @@ def _subset_words(line: SubsetLine) -> str:
     if line.mutual_information_nats_upper is None:
         return NO_GUARANTEE + "."
     words = (
-        f"at most {line.mutual_information_nats_upper:g} nats leave the building. A guess whether "
-        f"a given record was in it is right with probability at most {line.posterior_upper:.4f} "
-        f"(without the release: {line.prior:.3g}), on average over the secret"
+        f"at most {_shown(line.mutual_information_nats_upper, 6)} nats leave the building. A guess "
+        "whether a given record was in it is right with probability at most "
+        f"{_shown(line.posterior_upper, 4)} (without the release: {line.prior:.3g}), on average "
+        "over the secret"
     )
     if line.matched_epsilon is None:
         return words + ". This bound is vacuous."
@@ -258,7 +261,15 @@ def _pool_words(line: PoolLine) -> str:
     if line.epsilon_upper is None:
         return NO_GUARANTEE + "."
     words = (
-        f"epsilon at most {line.epsilon_upper:.4g} nats, delta 0, adding or removing one record, "
-        "worst case, basic composition"
+        f"epsilon at most {_shown(line.epsilon_upper, 4)} nats, delta 0, for one record against "
+        "an empty place (the pool's size stays), worst case, basic composition"
     )
     return words + (" (vacuous in practice)." if line.epsilon_upper > _VACUOUS_EPSILON else ".")
+
+
+def _shown(bound: float | None, digits: int) -> str:
+    """Returns a bound to so many significant digits, never below it."""
+    if bound is None:
+        return NO_GUARANTEE
+    with localcontext(prec=digits, rounding=ROUND_CEILING):
+        return f"{float(+Decimal(repr(float(bound)))):.{digits}g}"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sordino.core.checks import require_integer
 from sordino.core.errors import LedgerError
 from sordino.ledger.ledger import canonical_json
 
@@ -65,7 +66,18 @@ class TranscriptHeader:
             header = cls(**fields)
             if header.to_bytes() != raw[:end] or header.encoding not in ENCODINGS:
                 raise ValueError("its header is not in canonical form")  # noqa: TRY301
-        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            require_integer("directions_per_step", header.directions_per_step, 1)
+            require_integer("num_steps", header.num_steps, 0)
+            if len(header.learning_rates) != header.num_steps:
+                raise ValueError("it must have one learning rate a step")  # noqa: TRY301
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            struct.error,
+        ) as error:
             raise LedgerError(f"{where}: not a readable transcript ({error}).") from error
         return header, end
 
@@ -129,6 +141,8 @@ def decode_steps(
     K = header.directions_per_step
     if header.encoding == "value":
         size = 8 + 4 * K
+        if len(payload) != num_steps * size:
+            raise LedgerError(f"{where}: bytes are missing or left over.")
         records = [payload[t * size : (t + 1) * size] for t in range(num_steps)]
         return [
             StepSymbols(np.frombuffer(r, dtype="<i4", offset=8), struct.unpack_from("<d", r)[0])

@@ -151,7 +151,8 @@ class BinaryChannelMechanism(AbstractMechanism):
         minority = self._minority_mass(positive)
         if self._channel == "gaussian":
             return self._send_gaussian(positive, minority, budget_nats, own=own)
-        flip = flip_probability(minority, budget_nats)
+        # upwards to what the entropy source can draw, so that it is the channel that is accounted
+        flip = math.ldexp(math.ceil(math.ldexp(flip_probability(minority, budget_nats), 53)), -53)
         charge = charge_upper(binary_symmetric_information(minority, flip))
         bit = own != self._entropy.bernoulli(flip)
         log_right, log_wrong = math.log1p(-flip), (math.log(flip) if flip > 0 else -math.inf)

@@ -34,8 +34,8 @@ class UnanimityMechanism(AbstractMechanism):
         on_disagreement: "coin" (a fair coin; hides which signs were unanimous) or "skip" (moves
             nothing; the pattern of unanimity shows).
         unanimity_flip: Probability in [0, 1/2) of flipping a unanimous sign. Above 0, one
-            release's likelihood moves by at most ln(1 / (2 unanimity_flip)) nats when a record
-            joins or leaves the pool.
+            release's likelihood moves by at most ln(1 / (2 unanimity_flip)) nats when a record's
+            place in the pool is emptied or filled.
 
     Source:
         arXiv:2605.06505v2, zero-leakage variant. `unanimity_flip` is ours.

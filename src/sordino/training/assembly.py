@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sordino.core.checks import require_integer
 from sordino.core.entropy import OperatingSystemEntropy
-from sordino.core.errors import InvalidParameterError
+from sordino.core.errors import InvalidParameterError, SordinoError
 from sordino.data import ClassificationTask, Record
 from sordino.ledger.ledger import canonical_json
 from sordino.ledger.transcript import TranscriptHeader
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from sordino.gradients.objectives import LanguageModel
+    from sordino.gradients.objectives import AbstractObjective, LanguageModel
     from sordino.gradients.parameters import AbstractParameterSpace
     from sordino.ledger.certificate import Certificate
     from sordino.ledger.transcript import StepSymbols
@@ -102,6 +103,64 @@ def run(
         workers: The processes that share the forward passes.
         dtype: Compute type.
     """
+    parts = assemble(request, pool, public, workers, dtype)
+    session = parts.session
+
+    def start() -> list[StepSymbols]:
+        tensors = session.space.tensors.values()
+        request.folder.require_space(sum(p.numel() * p.element_size() for p in tensors))
+        held.enter_context(request.folder.locked())
+        if not request.resume:
+            request.folder.require_new()  # again: only now can no other process start it
+        open_run(session, resume=request.resume)
+        return session.steps
+
+    def initial_state() -> dict[str, torch.Tensor]:
+        if request.config.adapter == "lora":
+            return {name: p.data for name, p in initial_tensors(session.header).items()}
+        base = load_for_tuning(request.source, request.config, dtype, "cpu").model
+        return {name: p.data for name, p in prepare_full(base).items()}
+
+    def finish() -> Certificate:
+        return finish_run(
+            session,
+            parts.model,
+            parts.tokenizer,
+            initial_state=initial_state,
+            base_model=_public_name(request.source),
+            select=request.select,
+        )
+
+    with ExitStack() as held:
+        session.steps = workers.from_main(start)
+        try:
+            run_steps(session)
+        except SordinoError:
+            if workers.is_main and not session.ledger.of_kind("release"):
+                request.folder.discard()
+            raise
+        return workers.from_main(finish)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """An assembled run that has not begun: nothing is on disk yet."""
+
+    session: Session
+    model: Any  # what is saved: a PEFT model, or the model itself
+    tokenizer: Any
+    language_model: LanguageModel
+    objective: AbstractObjective  # over the private pool
+
+
+def assemble(
+    request: RunRequest,
+    pool: Sequence[Record],
+    public: Sequence[Record] | None,
+    workers: Workers,
+    dtype: torch.dtype,
+) -> Parts:
+    """Returns the connected parts of a run; see `run` for the arguments."""
     config = request.config
     loaded = load_for_tuning(request.source, config, dtype, workers.device)
     task = choose_task(request.task, pool)
@@ -117,7 +176,8 @@ def run(
     mechanism = make_mechanism(config, OperatingSystemEntropy(), plan.records_per_step)
     header = _make_header(config, mechanism.encoding, adapter, tensors)
     space = make_space(header, tensors, model=loaded.model, compute_dtype=dtype)
-    language_model = make_language_model(loaded, model, space)
+    frozen = request.adapter.first_layer if config.adapter == "lora" else 0
+    language_model = make_language_model(loaded, model, space, num_frozen_blocks=frozen)
     membership = make_membership(config, len(pool))
 
     def evaluate() -> dict[str, float]:
@@ -135,6 +195,7 @@ def run(
             mechanism=mechanism.describe(),
             task=encoded.description,
             num_records=len(pool),
+            validation=digest_examples(held_out.examples) if held_out is not None else None,
             dtype=dtype,
         ),
         plan=plan,
@@ -149,7 +210,7 @@ def run(
             else None
         ),
         evaluate=evaluate if held_out is not None else None,
-        evaluate_every=request.evaluate_every or max(config.num_steps // 10, 1),
+        evaluate_every=_evaluate_every(request),
         pool_digest=digest_examples(encoded.examples),
     )
     perturbation = find_perturbation(config, dtype)
@@ -158,31 +219,13 @@ def run(
             perturbation, task, request.task, language_model, loaded=loaded, space=space
         )
 
-    def start() -> list[StepSymbols]:
-        open_run(session, resume=request.resume)
-        return session.steps
-
-    def initial_state() -> dict[str, torch.Tensor]:
-        if config.adapter == "lora":
-            return {name: p.data for name, p in initial_tensors(header).items()}
-        base = load_for_tuning(request.source, config, dtype, "cpu").model
-        return {name: p.data for name, p in prepare_full(base).items()}
-
-    def finish() -> Certificate:
-        return finish_run(
-            session,
-            model,
-            loaded.tokenizer,
-            initial_state=initial_state,
-            base_model=_public_name(request.source),
-            select=request.select,
-        )
-
-    request.folder.require_space(sum(p.numel() * p.element_size() for p in tensors.values()))
-    with request.folder.locked(enabled=workers.is_main):
-        session.steps = workers.from_main(start)
-        run_steps(session)
-        return workers.from_main(finish)
+    return Parts(
+        session=session,
+        model=model,
+        tokenizer=loaded.tokenizer,
+        language_model=language_model,
+        objective=encoded.objective,
+    )
 
 
 def _make_header(
@@ -229,6 +272,11 @@ def _probe_numerics(
     warn_if_perturbation_does_not_fit(language_model, objective, space, perturbation)
 
 
+def _evaluate_every(request: RunRequest) -> int:
+    """Returns the number of steps between two scores on validation records."""
+    return request.evaluate_every or max(request.config.num_steps // 10, 1)
+
+
 def _public_name(source: str) -> str:
     """Returns the user's words for the model, without the folders of this machine."""
     return Path(source).name if Path(source).exists() else source
@@ -242,6 +290,7 @@ def _opening_event(
     mechanism: dict[str, Any],
     task: dict[str, Any],
     num_records: int,
+    validation: str | None,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     """Returns the ledger's first event: every public setting, nothing computed on the data."""
@@ -269,6 +318,12 @@ def _opening_event(
         "weight_decay": config.weight_decay,
         "seed": config.seed,
         "task": task,
+        "validation": validation
+        and {
+            "sha256": validation,
+            "evaluate_every": _evaluate_every(request),
+            "select": request.select,
+        },
         "adapter": {"kind": config.adapter, **lora},
         "base_model": _public_name(request.source),
         "base_model_sha256": base_model_sha256,

@@ -52,7 +52,7 @@ class Recipe:
 RECIPES = {
     ("first-order", "lora"): Recipe(
         num_steps=6,
-        learning_rate=0.8,
+        learning_rate=1.2,
         clip=0.3,
         directions_per_step=4096,
         direction_kind="hadamard",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sordino.core.errors import SordinoError
 from sordino.ledger.certificate import compute_certificate
-from sordino.ledger.durable import PRIVATE_FILE_MODE, replace_file
+from sordino.ledger.durable import PRIVATE_FILE_MODE, flush_folder, replace_file
 from sordino.models import save_adapter, save_full
 from sordino.training.card import render_card
 from sordino.training.loop import commit_to, read_metrics
@@ -16,7 +18,6 @@ from sordino.training.replay import replay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import torch
 
@@ -60,6 +61,7 @@ def finish_run(
             save_adapter(model, folder.path, base_model=base_model)
         else:
             save_full(model, tokenizer, folder.path)
+        _flush_files(folder.path)
         closing = {
             "kind": "close",
             "selected_step": chosen,
@@ -80,8 +82,12 @@ def finish_run(
 
 def artefact_digests(folder: RunFolder) -> dict[str, str]:
     """Returns the hash of every public file that the ledger does not cover otherwise."""
-    files = sorted(path for path in folder.path.iterdir() if path.is_file())
-    return {path.name: _sha256(path) for path in files if path.name not in NOT_ARTEFACTS}
+    files = {
+        path.relative_to(folder.path).as_posix(): path
+        for path in folder.path.rglob("*")
+        if not path.is_dir()
+    }
+    return {name: _sha256(files[name]) for name in sorted(files) if name not in NOT_ARTEFACTS}
 
 
 def _choose_step(session: Session, select: str) -> int:
@@ -112,6 +118,14 @@ def _require_moved(session: Session) -> None:
             "every move was below float32 resolution. Raise --learning-rate, use "
             "--on-disagreement coin, or use more records. What was charged stays charged."
         )
+
+
+def _flush_files(folder: Path) -> None:
+    """Returns once every file of a folder is on disk: the closing event names their hashes."""
+    for path in filter(Path.is_file, folder.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    flush_folder(folder)
 
 
 def _sha256(path: Path) -> str:

@@ -94,7 +94,7 @@ def run_steps(session: Session) -> None:
     _evaluate_if_due(session, start)
     with progress("tune", header.num_steps, start=start, enabled=workers.is_main) as advance:
         for step in range(start, header.num_steps):
-            symbols, note = _one_step(session, step)
+            symbols, note = run_one_step(session, step)
             session.steps.append(symbols)
             learning_rate = header.learning_rates[step]
             session.has_moved |= session.space.apply(
@@ -127,7 +127,7 @@ def symbols_digest(symbols: StepSymbols) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _one_step(session: Session, step: int) -> tuple[StepSymbols, str]:
+def run_one_step(session: Session, step: int) -> tuple[StepSymbols, str]:
     """Returns what one step released, and a note for the holder's progress line."""
     K, workers = session.header.directions_per_step, session.workers
     batches = session.plan.batches(step)
@@ -183,11 +183,9 @@ def _evaluate_if_due(session: Session, num_done: int) -> None:
     metrics = session.workers.from_main(lambda: read_metrics(session.folder, num_done))
     if any(entry["num_steps"] == num_done for entry in metrics):
         return
-    scores = session.evaluate()  # every worker computes it; the main process writes
-    if session.workers.is_main:
-        metrics.append({"num_steps": num_done, **scores})
-        lines = b"".join(canonical_json(entry) + b"\n" for entry in metrics)
-        replace_file(session.folder.metrics, lines)
+    metrics.append({"num_steps": num_done, **session.evaluate()})  # every worker computes it
+    lines = b"".join(canonical_json(entry) + b"\n" for entry in metrics)
+    session.workers.from_main(lambda: replace_file(session.folder.metrics, lines))
 
 
 def read_metrics(folder: RunFolder, num_steps: int) -> list[dict[str, Any]]:

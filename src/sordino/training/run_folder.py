@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from sordino.core.errors import InvalidParameterError, LedgerError
 from sordino.ledger.durable import PRIVATE_FOLDER_MODE, erase
@@ -97,22 +98,22 @@ class RunFolder:
         self.private.mkdir(mode=PRIVATE_FOLDER_MODE, exist_ok=True)
 
     @contextmanager
-    def locked(self, *, enabled: bool = True) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Holds the run for this process: two processes must never spend the same budget.
 
         A run that fails before anything was charged leaves nothing behind.
         """
         import fcntl
 
-        if not enabled:
-            yield
-            return
         self.create()
-        with (self.private / "lock").open("w") as file:
+        busy = f"another process is working on {self.path}."
+        with self._lock.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise LedgerError(f"another process is working on {self.path}.") from error
+                raise LedgerError(busy) from error
+            if not self._is_lock(file):  # it finished, and removed the lock, after we opened it
+                raise LedgerError(busy)
             try:
                 yield
             finally:
@@ -123,7 +124,32 @@ class RunFolder:
 
     def forget_secrets(self) -> None:
         """Erases the sealed state of a finished run; keeps a holder's report."""
-        erase(self.journal.path)
-        (self.private / "lock").unlink(missing_ok=True)
+        self._erase_journal()
+        self._lock.unlink(missing_ok=True)
         if self.private.exists() and not any(self.private.iterdir()):
             self.private.rmdir()
+
+    def discard(self) -> None:
+        """Removes the files of a run that never released anything; its lock must be held."""
+        self._erase_journal()
+        for path in (self.transcript, self.metrics, self.ledger):
+            path.unlink(missing_ok=True)
+
+    def _erase_journal(self) -> None:
+        """Erases the journal; killed halfway, it leaves a whole journal or none."""
+        leaving = self.private / "journal.leaving"
+        with suppress(FileNotFoundError):
+            self.journal.path.replace(leaving)
+        erase(leaving)
+
+    @property
+    def _lock(self) -> Path:
+        """Held by the process that works on the run."""
+        return self.private / "lock"
+
+    def _is_lock(self, file: IO[str]) -> bool:
+        """Returns whether an open file is still the one that the next process would lock."""
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._lock.stat())
+        except FileNotFoundError:
+            return False

@@ -29,6 +29,7 @@ from sordino.gradients.objectives import (
     GenerationObjective,
     LanguageModel,
 )
+from sordino.gradients.prefix import FrozenPrefix
 from sordino.ledger.ledger import canonical_json
 from sordino.mechanisms.binary_channel import BinaryChannelMechanism
 from sordino.mechanisms.open_mean import OpenMeanMechanism
@@ -205,14 +206,19 @@ def prepare_full(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def make_language_model(
-    loaded: LoadedModel, model: Any, space: AbstractParameterSpace | None
+    loaded: LoadedModel, model: Any, space: AbstractParameterSpace, *, num_frozen_blocks: int
 ) -> LanguageModel:
-    """Returns the model as objectives see it."""
+    """Returns the model as objectives see it.
+
+    Args:
+        loaded: The base model.
+        model: The base model, or the PEFT model around it.
+        space: The trainable tensors.
+        num_frozen_blocks: Blocks below the first adapted one; 0 when all weights are trained.
+    """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    pad = loaded.tokenizer.pad_token_id
-    if space is None:
-        return LanguageModel(causal_lm, pad)
-    return LanguageModel(causal_lm, pad, space.rows)
+    prefix = FrozenPrefix.find(causal_lm, num_frozen_blocks)
+    return LanguageModel(causal_lm, loaded.tokenizer.pad_token_id, space.rows, prefix)
 
 
 def find_perturbation(config: TuneConfig, dtype: torch.dtype) -> float | None:

@@ -206,13 +206,13 @@ def tune(
         resume=resume,
     )
     request.check_flags(has_validation=validation is not None)
+    workers = Workers.start(device)
+    dtype_used = choose_compute_dtype(dtype, workers.device)
     if not resume:
-        request.folder.require_new()
+        workers.from_main(request.folder.require_new)
     pool = read_records(Path(train))
     public = None
     if validation is not None:
         public = read_validation_records(Path(validation), pool, is_public=validation_is_public)
-    workers = Workers.start(device)
-    dtype_used = choose_compute_dtype(dtype, workers.device)
     certificate = run(request, pool, public, workers, dtype_used)
     return TuneResult(request.folder.path, certificate)

@@ -60,9 +60,7 @@ def philox_words(label: str, num_words: int) -> list[int]:
 
 def assert_count(found: int, total: int, probability: float, *, false_failure_rate: float) -> None:
     """Fails with at most this probability if `found` really is binomial."""
-    low, high = binom.ppf(
-        [false_failure_rate / 2, 1 - false_failure_rate / 2], total, probability
-    )
+    low, high = binom.ppf([false_failure_rate / 2, 1 - false_failure_rate / 2], total, probability)
     assert low <= found <= high
 
 
@@ -132,8 +130,8 @@ def test_equal_labels_give_equal_bits_and_others_do_not(kind: str) -> None:
 def test_slices_equal_the_whole(kind: str, size: int) -> None:
     """A block that starts at an aligned element is that part of the whole direction."""
     stream = DirectionStream(3, kind)
-    whole = stream.integers(0, 0, "w", 8192)
-    assert whole.shape == (8192,)
+    whole = stream.integers(0, 0, "w", 16384)
+    assert whole.shape == (16384,)
     assert np.array_equal(stream.integers(0, 0, "w", size), whole[:size])
     for start in (stream.alignment, 2 * stream.alignment, 4096 - 4096 % stream.alignment):
         part = stream.integers(0, 0, "w", size, start)

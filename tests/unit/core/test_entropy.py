@@ -80,7 +80,7 @@ def test_fails_closed_without_the_operating_system(
 
     monkeypatch.setattr(os, "urandom", refuse)
     monkeypatch.setattr(random, "_urandom", refuse)  # what `secrets` uses
-    with pytest.raises(EntropyError, match="nothing was released. There is no fallback"):
+    with pytest.raises(EntropyError, match=r"nothing was released\. There is no fallback"):
         draw(OperatingSystemEntropy())
 
 

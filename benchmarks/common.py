@@ -1,0 +1,147 @@
+"""What every benchmark shares: embedded data, an assembled run, paired timing, one printed line."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sordino.data import read_records, write_demo_data
+from sordino.mechanisms.candidates import CandidateSubsets
+from sordino.models import choose_compute_dtype
+from sordino.training.assembly import Parts, RunRequest, assemble
+from sordino.training.config import TuneConfig, find_recipe
+from sordino.training.loop import open_run, run_one_step
+from sordino.training.run_folder import RunFolder
+from sordino.training.setup import AdapterOptions, TaskOptions
+from sordino.training.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sordino.data import Record
+
+
+def movie_reviews(num_records: int) -> list[Record]:
+    """Returns rated movie-review snippets."""
+    with tempfile.TemporaryDirectory() as folder:
+        train, _ = write_demo_data(folder, num_records, 2)
+        return read_records(train)
+
+
+def assemble_run(
+    pool: Sequence[Record],
+    folder: Path,
+    *,
+    model: str = "embedded",
+    dtype: str = "auto",
+    tokens_per_batch: int = 2048,
+    **changes: Any,
+) -> Parts:
+    """Returns an assembled and opened run on `pool`, with settings changed by keyword."""
+    estimator = changes.pop("estimator", "zeroth-order")
+    adapter = changes.pop("adapter", "lora")
+    recipe = find_recipe(estimator, adapter)
+    settings: dict[str, Any] = {
+        "guarantee": "pac",
+        "mutual_information": 0.0,
+        "channel": "binary-symmetric",
+        "budget_schedule": "adaptive",
+        "on_disagreement": "coin",
+        "unanimity_flip": 0.0,
+        "candidates": CandidateSubsets(num_subsets=changes.pop("num_subsets", 128)),
+        "estimator": estimator,
+        "num_steps": recipe.num_steps,
+        "learning_rate": recipe.learning_rate,
+        "learning_rate_schedule": "linear",
+        "weight_decay": 0.0,
+        "clip": recipe.clip,
+        "perturbation": None,
+        "directions_per_step": recipe.directions_per_step,
+        "direction_kind": recipe.direction_kind,
+        "batch_size": None,
+        "adapter": adapter,
+        "seed": 0,
+    }
+    first_layer = changes.pop("lora_first_layer", 0)
+    request = RunRequest(
+        config=TuneConfig(**(settings | changes)),
+        folder=RunFolder(folder),
+        source=model,
+        task=TaskOptions(
+            objective="loss",
+            template="{text} It was",
+            verbalizers=None,
+            max_length=None,
+            truncate=True,
+            max_new_tokens=16,
+        ),
+        adapter=AdapterOptions(
+            rank=8, alpha=16.0, targets=None, first_layer=first_layer, factors="b"
+        ),
+        tokens_per_batch=tokens_per_batch,
+        evaluate_every=None,
+        select="last",
+        holder_report=False,
+        resume=False,
+    )
+    compute_dtype = choose_compute_dtype(dtype, "cpu")
+    parts = assemble(request, pool, None, Workers.start("cpu"), compute_dtype)
+    request.folder.create()
+    open_run(parts.session, resume=False)
+    return parts
+
+
+def take_step(parts: Parts, step: int) -> None:
+    """Takes one whole step: contributions, release, ledger on disk, move."""
+    session = parts.session
+    symbols, _ = run_one_step(session, step)
+    session.steps.append(symbols)
+    session.space.apply(step, symbols, session.header.learning_rates[step], 0.0)
+
+
+def forward_passes(parts: Parts, count: int) -> None:
+    """Takes bare forward passes over the pool's batches, down to the same per-record losses."""
+    with torch.no_grad():
+        for _ in range(count):
+            for batch in parts.session.plan.batches(0):
+                parts.objective.losses(parts.language_model, batch)
+
+
+def paired_ratio(
+    numerator: Callable[[int], None], denominator: Callable[[int], None], *, repeats: int
+) -> tuple[float, float, float]:
+    """Returns median, lowest and highest ratio of times, measured in turn: A B, A B, ..."""
+    ratios = []
+    for i in range(repeats):
+        began = time.perf_counter()
+        numerator(i)
+        middle = time.perf_counter()
+        denominator(i)
+        ratios.append((middle - began) / (time.perf_counter() - middle))
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def peak_memory_bytes() -> int:
+    """Returns this process's peak resident memory so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
+
+
+@contextlib.contextmanager
+def scratch() -> Any:
+    """Yields a new folder that is removed afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "run"
+
+
+def report(name: str, ratio: tuple[float, float, float], goal: str) -> None:
+    """Prints one result line: median (lowest to highest) and the goal."""
+    print(f"{name}: {ratio[0]:.3f} ({ratio[1]:.3f} to {ratio[2]:.3f}); goal {goal}", flush=True)
