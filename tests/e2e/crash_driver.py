@@ -7,6 +7,7 @@ killed run are copied before it is resumed, so that a test can look at both.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -26,7 +27,8 @@ torch.set_num_threads(1)
 import sordino  # noqa: E402
 from sordino.ledger import durable  # noqa: E402
 from sordino.mechanisms.binary_channel import BinaryChannelMechanism  # noqa: E402
-from sordino.training import tune as tune_module  # noqa: E402
+from sordino.models import load_model  # noqa: E402
+from sordino.training import assembly, setup  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,11 +64,13 @@ class Killer:
 
     def on_replace_file(self, path: Path, content: bytes, *, mode: int = 0o644) -> None:
         """Replaces, unless this is the moment."""
-        part = path.with_name(f".{path.name}.new")
-        self._write(
-            lambda: self.replace_file(path, content, mode=mode),
-            lambda: part.write_bytes(content[: len(content) // 2]),
-        )
+
+        def half() -> None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            descriptor = os.open(path.with_name(f".{path.name}.new"), flags, mode)
+            os.write(descriptor, content[: len(content) // 2])
+
+        self._write(lambda: self.replace_file(path, content, mode=mode), half)
 
     def on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Counts folder changes below the run's parent."""
@@ -140,7 +144,7 @@ def crash(entry: dict[str, Any]) -> int:
 
     child = run_child(body, root / "log")
     if kind == "moment":
-        time.sleep(random.uniform(*entry["seconds"]))  # noqa: S311 - when, not what
+        time.sleep(random.uniform(0.0, entry["seconds"]))  # noqa: S311 - when, not what
         os.kill(child, signal.SIGKILL)
     return wait_for(child)
 
@@ -150,6 +154,11 @@ def crash_and_resume(entry: dict[str, Any]) -> dict[str, Any]:
     root = Path(entry["root"])
     root.mkdir(parents=True)
     crashed = crash(entry)
+    while crashed == 0 and entry["kill"] == "moment":  # too late: earlier
+        shutil.rmtree(root)
+        root.mkdir()
+        entry["seconds"] /= 2
+        crashed = crash(entry)
     for name in ("run", "run.private"):
         if (root / name).exists():
             shutil.copytree(root / name, root / "crashed" / name)
@@ -166,22 +175,23 @@ def crash_and_resume(entry: dict[str, Any]) -> dict[str, Any]:
 def sweep(entry: dict[str, Any]) -> dict[str, Any]:
     """Kills and resumes one run a moment, until a run outlives the last moment."""
     answers: dict[str, Any] = {}
-    for number in range(1, entry.get("most", 10**6) + 1):
+    for number in itertools.count(1):
         root = f"{entry['root']}/{number}"
         answer = crash_and_resume(entry | {"number": number, "root": root})
         if answer["crashed"] == 0:
-            return answers
+            break
         answers[root] = answer
     return answers
 
 
 def repeat(entry: dict[str, Any]) -> dict[str, Any]:
-    """Kills a run again and again, three writes further each time, and keeps its journals."""
+    """Kills a run again and again, five writes further each time, and keeps its journals."""
     root = Path(entry["root"])
     root.mkdir(parents=True)
-    codes, journals = [], []
-    while not codes or codes[-1]:
-        codes.append(crash(entry | {"number": 3, "resumed": bool(codes)}))
+    codes: list[int] = []
+    journals = []
+    while len(codes) < entry["most"] and (not codes or codes[-1]):
+        codes.append(crash(entry | {"number": 5, "resumed": bool(codes)}))
         journal = root / "run.private" / "journal.sealed"
         if journal.exists():
             journals.append(journal.read_text())
@@ -218,6 +228,7 @@ def race(entry: dict[str, Any]) -> dict[str, Any]:
     checked, done = root / "checked", root / "done"
 
     def late() -> None:
+        tune_module = sys.modules["sordino.training.tune"]
         read_records = tune_module.read_records
 
         def wait_and_read(path: Path) -> Any:  # the folder was found to be new before this
@@ -251,7 +262,11 @@ def main() -> None:
     plan, answer = Path(sys.argv[1]), Path(sys.argv[2])
     entries = json.loads(plan.read_text())
     sys.stderr = answer.with_suffix(".log").open("w")
-    tune(entries[0] | {"root": str(answer.parent / "warm")}, resume=False)  # loads everything
+    tune(entries[0] | {"root": str(answer.parent / "warm")}, resume=False)  # loads all modules
+    loaded = load_model(entries[0]["settings"]["model"])
+    setup.load_model = lambda *_args, **_kwargs: loaded  # each child has its own copy
+    assembly._probe_numerics = lambda *_args, **_kwargs: None
+    os.fsync = lambda _descriptor: None  # a killed process, not a lost machine
     results = {e["root"]: ACTIONS[e.get("action", "crash")](e) for e in entries}
     answer.write_text(json.dumps(results))
 

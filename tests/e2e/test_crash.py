@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on as if nothing had happened: charged once, told once."""
+"""A run that is killed at any moment goes on: charged once, told once, with the same secret."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def drive(folder: Path, plan: list[dict[str, Any]]) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(plan))
     command = [sys.executable, str(DRIVER), str(folder / "plan.json"), str(folder / "answer.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "answer.json").read_text())
 
@@ -132,9 +132,8 @@ def _assert_sealed(crashed: Path) -> None:
     if not private.exists():
         return
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    for path in private.iterdir():
-        if path.name != "lock":
-            assert stat.S_IMODE(path.stat().st_mode) & 0o177 in (0, 0o44) or "torn" in str(crashed)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in private.iterdir()}
+    assert all(mode == 0o600 for name, mode in modes.items() if name != "lock"), modes
     names = {path.name for path in (crashed / "run").iterdir()}
     assert not any("journal" in name or "PRIVATE" in name for name in names)
 
@@ -186,9 +185,9 @@ def acted(tmp_path_factory: pytest.TempPathFactory, files: dict[str, Any]) -> di
     moments = [
         {
             "root": str(root / f"moment-{name}-{i}"),
-            "settings": settings | {"num_steps": 40},
+            "settings": settings | {"num_steps": 20},
             "kill": "moment",
-            "seconds": [0.0, 1.0],
+            "seconds": 0.6,
         }
         for name, settings in (("mi", mi), ("zpl", zpl))
         for i in range(6)
@@ -197,8 +196,9 @@ def acted(tmp_path_factory: pytest.TempPathFactory, files: dict[str, Any]) -> di
         {
             "root": str(root / "again-and-again"),
             "action": "repeat",
-            "settings": mi,
+            "settings": mi | {"num_steps": 12},
             "kill": "after",
+            "most": 50,
         },
         {"root": str(root / "contend"), "action": "contend", "settings": mi, "number": 7},
         {"root": str(root / "race"), "action": "race", "settings": mi},
@@ -214,10 +214,8 @@ def test_killed_at_a_random_moment(
 ) -> None:
     """SIGKILL at any time leaves a run that goes on, charged once a step."""
     root, codes = acted[f"moment-{name}-{number}"]
-    if codes == {"crashed": 0}:
-        pytest.skip("it was done before it could be killed")
     assert codes == {"crashed": -signal.SIGKILL, "resumed": 0}, (root / "log").read_text()
-    settings = choose_settings(files, MI if name == "mi" else ZPL) | {"num_steps": 40}
+    settings = choose_settings(files, MI if name == "mi" else ZPL) | {"num_steps": 20}
     assert_went_on(root, settings, Path(files["model"]))
     assert_secret_survived(root)
 
@@ -237,7 +235,8 @@ def test_secret_and_spending_survive_many_crashes(
     assert spent == sorted(spent)
     assert 0 < spent[-1] <= Fraction(0.1)
     assert len({tuple(state["log_posterior"]) for state in states}) > 2  # and it does move
-    assert_went_on(root, choose_settings(files, MI), Path(files["model"]))
+    settings = choose_settings(files, MI) | {"num_steps": 12}
+    assert_went_on(root, settings, Path(files["model"]))
 
 
 def test_second_process_is_refused(acted: dict[str, Any], files: dict[str, Any]) -> None:
@@ -269,7 +268,7 @@ def interrupted(num_commits: int) -> Iterator[None]:
         if len(done) == num_commits:
             raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "commit", count)
         yield
 
@@ -279,7 +278,7 @@ def start_and_interrupt(
 ) -> dict[str, Any]:
     """Leaves an unfinished run and returns its settings."""
     settings = choose_settings(files, changes) | {"output": output}
-    with interrupted(num_commits):
+    with interrupted(num_commits), pytest.raises(KeyboardInterrupt):
         sordino.tune(**settings)
     return settings
 
@@ -495,7 +494,7 @@ def test_ctrl_c_from_the_shell(
 ) -> None:
     """A real SIGINT ends the command with code 130 and one line; --resume finishes the run."""
     words = ["tune", "--model", files["model"], "--train", files["train"]]
-    words += ["--output", str(tmp_path / "run"), "--num-steps", "400", "--num-subsets", "8"]
+    words += ["--output", str(tmp_path / "run"), "--num-steps", "40", "--num-subsets", "8"]
     words += ["--dtype", "float32", "--device", "cpu", "--mutual-information", "0.1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "sordino", *words], stderr=subprocess.PIPE, text=True
@@ -504,7 +503,7 @@ def test_ctrl_c_from_the_shell(
         first = process.stderr.readline()  # the first of ten progress lines
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
-    assert first.startswith("tune: 40/400")
+    assert first.startswith("tune: 4/40")
     assert process.returncode == 130
     errors = [line for line in rest.splitlines() if not line.startswith("tune: ")]
     assert len(errors) == 1

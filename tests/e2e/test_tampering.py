@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STRUCTURE = frozenset(b'{}[]":,\n|-#.')
-MOST_POSITIONS = 150
+MOST_POSITIONS = 100
 # the folder of a run, and which of its files are XORed
 WHOLE = ("ledger.jsonl", "transcript.bin", "certificate.json", "README.md")
 SAMPLED = ("adapter_model.safetensors", "adapter_config.json", "metrics.jsonl")
@@ -88,7 +88,7 @@ def test_untouched_run_is_valid(run: Run) -> None:
     assert sordino.verify(run.other).is_valid
 
 
-@pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
+@pytest.mark.parametrize("mask", [0x01, 0xFF])
 @pytest.mark.parametrize("name", WHOLE)
 def test_any_changed_byte_is_found(name: str, mask: int, run: Run) -> None:
     """One byte with other bits, wherever it is, and the run is not valid; the text says where."""

@@ -79,6 +79,10 @@ class RunRequest:
                 "--select best chooses a checkpoint by scores on records that must be public: give "
                 "--validation FILE --validation-is-public."
             )
+        if self.task.objective == "token-f1" and self.config.estimator == "first-order":
+            raise InvalidParameterError(
+                "objective token-f1 has no gradient: use --estimator zeroth-order."
+            )
         is_zero = self.config.guarantee == "pac" and self.config.mutual_information == 0
         if self.holder_report and not is_zero:
             raise InvalidParameterError(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sordino.core.errors import LedgerError
+from sordino.core.errors import InvalidParameterError, LedgerError
 from sordino.gradients.direction_sets import IndependentDirections, make_direction_set
 from sordino.gradients.parameters import FlatParameterSpace
 from sordino.gradients.streamed import StreamedParameterSpace
@@ -47,6 +47,11 @@ def make_space(
     if header.adapter["kind"] == "full" and isinstance(directions, IndependentDirections):
         return StreamedParameterSpace(
             model or torch.nn.Module(), tensors, directions, compute_dtype
+        )
+    if header.adapter["kind"] == "full" and compute_dtype != torch.float32:
+        raise InvalidParameterError(
+            "full fine-tuning along Hadamard directions computes in float32: give --dtype float32, "
+            "or --direction-kind rademacher."
         )
     return FlatParameterSpace(tensors, directions)
 
