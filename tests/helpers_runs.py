@@ -32,7 +32,7 @@ SMALL = {
 }
 
 
-def write_tiny_model(folder: Path) -> Path:
+def write_tiny_model(folder: Path, **changes: Any) -> Path:
     """Writes a random Llama and its tokenizer in Hugging Face format."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -48,20 +48,21 @@ def write_tiny_model(folder: Path) -> Path:
         unk_token="<unk>",  # noqa: S106
         model_max_length=CONTEXT_LENGTH,
     )
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT_LENGTH,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-    )
+    settings = {
+        "vocab_size": len(words),
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+    }
+    config = LlamaConfig(**(settings | changes))
     with torch.random.fork_rng():
         torch.manual_seed(1)
         LlamaForCausalLM(config).save_pretrained(folder)

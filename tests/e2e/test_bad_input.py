@@ -338,8 +338,10 @@ def test_full_disk_is_seen_before_anything_is_written(
     assert_nothing_left(tmp_path)
 
 
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])
 @pytest.mark.parametrize("options", [{}, {"mutual_information": "0.1"}], ids=["zpl", "mi"])
 def test_disk_that_fills_in_the_middle(  # noqa: PLR0917
+    call: str,
     options: dict[str, Any],
     tmp_path: Path,
     tiny_model: Path,
@@ -348,20 +350,22 @@ def test_disk_that_fills_in_the_middle(  # noqa: PLR0917
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At whichever write the disk is full, one line is said, and --resume finishes the run."""
-    pwrite = os.pwrite
+    real = getattr(os, call)
 
-    def fill(descriptor: int, content: bytes, offset: int) -> int:
+    def fill(descriptor: int, content: bytes = b"", *offset: int) -> int:
         left = next(countdown)
-        if left > 0 or (left == 0 and len(content) > 1):  # at the end, a part still fits
-            return pwrite(descriptor, content[: None if left else len(content) // 2], offset)
+        if left > 0:
+            return real(descriptor, *([content, *offset] if offset else []))
+        if left == 0 and len(content) > 1:  # at the end, a part still fits
+            return real(descriptor, content[: len(content) // 2], *offset)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for number in range(8):
+    for number in range(0, 8 if call == "pwrite" else 24, 1 if call == "pwrite" else 3):
         countdown = itertools.count(number, -1)
-        monkeypatch.setattr(os, "pwrite", fill)
+        monkeypatch.setattr(os, call, fill)
         run = tmp_path / str(number) / "run"
         shell = tune(capsys, tiny_model, pool, run, **options)
-        monkeypatch.setattr(os, "pwrite", pwrite)
+        monkeypatch.setattr(os, call, real)
         lines = [line for line in shell.err.splitlines() if not line.startswith("tune: ")]
         assert shell.code == 2
         assert len(lines) == 1

@@ -138,23 +138,24 @@ def test_a_thousand_perturbations_leave_no_trace_streamed(dtype: torch.dtype) ->
     assert torch.equal(model(TOKENS).logits, logits)
 
 
-def test_an_interrupted_forward_pass_leaves_no_trace() -> None:
-    """When a layer raises in the middle, masters come back all the same."""
+def test_an_interrupted_forward_pass_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a layer or the embedding raises in the middle, masters come back all the same."""
     first, flat, second, streamed = both_spaces("rademacher")
-    before = bits(named(first))
+    before, logits = bits(named(first)), first(TOKENS).logits
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
     for model, space in ((first, flat), (second, streamed)):
-        layer = model.model.layers[1].mlp.down_proj
-
-        def fail(*_: object) -> None:
-            raise RuntimeError("out of memory")
-
-        handle = layer.register_forward_hook(fail)
-        with pytest.raises(RuntimeError, match="out of memory"), space.perturbed(0, 0, 0.5):
-            model(TOKENS)
-        handle.remove()
+        with monkeypatch.context() as patch:
+            patch.setattr(model.model.layers[1].mlp.down_proj, "forward", fail)
+            with pytest.raises(RuntimeError, match="out of memory"), space.perturbed(0, 0, 0.5):
+                model(TOKENS)
+        with pytest.raises(IndexError), space.perturbed(0, 0, 0.5):
+            model(TOKENS + VOCABULARY)
         assert bits(named(model)) == before
         assert bits(space.state()) == before
-    assert torch.equal(first(TOKENS).logits, second(TOKENS).logits)
+        assert torch.equal(model(TOKENS).logits, logits)
 
 
 def naive_apply(

@@ -1,0 +1,162 @@
+"""Several processes share the forward passes and give what one process gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import sordino
+from helpers_runs import SMALL, files_below, sentiment_rows, write_jsonl
+from sordino.ledger.ledger import Ledger
+
+if TYPE_CHECKING:
+    from subprocess import CompletedProcess
+
+DRIVER = Path(__file__).with_name("workers_driver.py")
+OPEN = {"guarantee": "none", "directions_per_step": 2, "tokens_per_batch": 64}
+
+
+def free_port() -> int:
+    """Returns a port that nobody listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def launch(*words: str, with_accelerate: bool = False) -> CompletedProcess[str]:
+    """Runs a Python program in two processes without a GPU.
+
+    `accelerate launch --cpu` starts one process only, whatever --num_processes says.
+    """
+    if with_accelerate:
+        launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launcher += ["--main_process_port"]
+    else:
+        launcher = ["torch.distributed.run", "--nproc-per-node", "2"]
+        launcher += ["--master-addr", "127.0.0.1", "--master-port"]
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, str(free_port()), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Any]:
+    """What two processes made and said; one launch, since starting costs the most."""
+    root = tmp_path_factory.mktemp("workers")
+    train = write_jsonl(root / "pool.jsonl", sentiment_rows(24))
+    validation = write_jsonl(root / "public.jsonl", sentiment_rows(4, start=90))
+    files = {"model": str(tiny_model), "train": str(train)}
+    scored = {"validation": str(validation), "validation_is_public": True, "evaluate_every": 1}
+    runs: dict[str, dict[str, Any]] = {
+        "open": SMALL | OPEN | scored,
+        "first-order": SMALL
+        | OPEN
+        | {"estimator": "first-order", "directions_per_step": 8, "learning_rate": 0.01},
+        "zpl": SMALL | {"tokens_per_batch": 64, "holder_report": True} | scored,
+        "mi": SMALL | {"mutual_information": 0.1, "batch_size": 7},
+        "one-batch": SMALL | {"guarantee": "none", "tokens_per_batch": 10**6},
+        "full": SMALL | {"guarantee": "none", "adapter": "full", "learning_rate": 0.001},
+        "taken": SMALL,
+        "nothing-moves": SMALL | {"learning_rate": 1e-50},
+        "disk": SMALL,
+    }
+    (root / "taken").mkdir()
+    (root / "taken" / "thesis.txt").write_text("years of work")
+    plan = {
+        name: files | settings | {"output": str(root / name)} for name, settings in runs.items()
+    }
+    (root / "plan.json").write_text(json.dumps(plan))
+    done = launch(str(DRIVER), str(root / "plan.json"))
+    assert done.returncode == 0, done.stderr
+    said = [json.loads((root / f"answer-{rank}.json").read_text()) for rank in range(2)]
+    return {"root": root, "plan": plan, "said": said, "errors": done.stderr}
+
+
+@pytest.mark.parametrize("name", ["open", "first-order", "one-batch", "full"])
+def test_two_processes_give_the_bytes_of_one(
+    name: str, answers: dict[str, Any], tmp_path: Path
+) -> None:
+    """Without coins, every file is the same with one process and with two."""
+    assert [said[name] for said in answers["said"]] == ["", ""]
+    settings = answers["plan"][name] | {"output": tmp_path / "run"}
+    sordino.tune(**settings)
+    assert files_below(answers["root"] / name) == files_below(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["open", "zpl", "mi", "one-batch"])
+def test_runs_of_two_processes_verify(name: str, answers: dict[str, Any]) -> None:
+    """A run of two processes is charged once a step and replays to its weights."""
+    assert [said[name] for said in answers["said"]] == ["", ""]
+    plan = answers["plan"][name]
+    run = Path(plan["output"])
+    assert sordino.verify(run, model=plan["model"]).is_valid
+    releases = Ledger.open(run / "ledger.jsonl").of_kind("release")
+    assert [event["step"] for event in releases] == [0, 1, 2]
+
+
+def test_holder_report_of_two_processes(answers: dict[str, Any]) -> None:
+    """The report covers the records of every worker."""
+    report = answers["root"] / "zpl.private" / "holder_report.PRIVATE.json"
+    assert len(json.loads(report.read_text())["loss_nats"]) == 24
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("taken", "exists already"),
+        ("nothing-moves", "no trainable tensor changed"),
+        ("disk", "OSError"),
+    ],
+)
+def test_error_of_the_main_process_stops_all(
+    name: str, words: str, answers: dict[str, Any]
+) -> None:
+    """What stops the main process stops the others too, with its message."""
+    main, other = (said[name] for said in answers["said"])
+    assert words in main
+    assert words in other
+    assert "the main process stopped" in other
+
+
+def test_progress_is_shown_once(answers: dict[str, Any]) -> None:
+    """Only the main process prints progress."""
+    lines = [line for line in answers["errors"].splitlines() if line.startswith("tune: 3/3")]
+    finished = [name for name, text in answers["said"][0].items() if name != "disk" and not text]
+    assert len(lines) == len(finished) + 1  # "nothing-moves" takes its steps too
+
+
+def test_accelerate_launch_with_more_processes_than_batches(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """Two processes share one batch; the certificate is printed once."""
+    train = write_jsonl(tmp_path / "pool.jsonl", sentiment_rows(8))
+    run = tmp_path / "run"
+    words = ["-m", "sordino", "tune", "--model", str(tiny_model), "--train", str(train)]
+    words += ["--output", str(run), "--num-steps", "2", "--num-subsets", "4", "--dtype", "float32"]
+    done = launch(*words, "--device", "cpu", with_accelerate=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Secret 1") == 1
+    assert sordino.verify(run, model=str(tiny_model)).is_valid
+
+
+def test_command_line_stops_with_one_message_a_process(tmp_path: Path, tiny_model: Path) -> None:
+    """Misuse under a launcher ends soon, with the launcher's failure code."""
+    train = write_jsonl(tmp_path / "pool.jsonl", sentiment_rows(8))
+    words = ["-m", "sordino", "tune", "--model", str(tiny_model), "--train", str(train)]
+    done = launch(*words, "--output", str(tmp_path), "--device", "cpu")
+    assert done.returncode != 0
+    assert "Error: output" in done.stderr
+    assert "exists already" in done.stderr

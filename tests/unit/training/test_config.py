@@ -1,0 +1,170 @@
+"""Settings of a run: defaults by recipe, public schedules, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sordino.core.errors import InvalidParameterError
+from sordino.mechanisms.candidates import CandidateSubsets
+from sordino.training.config import RECIPES, SCHEDULES, TuneConfig, find_recipe
+
+GOOD: dict[str, Any] = {
+    "guarantee": "pac",
+    "mutual_information": 0.0,
+    "channel": "binary-symmetric",
+    "budget_schedule": "adaptive",
+    "on_disagreement": "coin",
+    "unanimity_flip": 0.0,
+    "candidates": CandidateSubsets(num_subsets=8),
+    "estimator": "zeroth-order",
+    "num_steps": 4,
+    "learning_rate": 0.5,
+    "learning_rate_schedule": "linear",
+    "weight_decay": 0.0,
+    "clip": 1.0,
+    "perturbation": None,
+    "directions_per_step": 1,
+    "direction_kind": "rademacher",
+    "batch_size": None,
+    "adapter": "lora",
+    "seed": 0,
+}
+NOT_NUMBERS = (math.nan, math.inf, -math.inf)
+
+
+def test_recipes_are_settings_that_pass_the_checks() -> None:
+    """Every default is a setting that a run accepts."""
+    for (estimator, adapter), recipe in RECIPES.items():
+        changes = {field: getattr(recipe, field) for field in recipe.__slots__}
+        config = TuneConfig(**GOOD | changes | {"estimator": estimator, "adapter": adapter})
+        assert find_recipe(estimator, adapter) is recipe
+        assert len(config.learning_rates) == recipe.num_steps
+
+
+def test_recipe_that_is_missing_names_the_others() -> None:
+    """First order does not cover full fine-tuning, and the message says what does."""
+    with pytest.raises(InvalidParameterError, match="--adapter lora, or --estimator zeroth-order"):
+        find_recipe("first-order", "full")
+    with pytest.raises(InvalidParameterError, match="estimator must be one of"):
+        find_recipe("second-order", "lora")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 0.5, 0.5, 0.5]),
+        ("linear", [0.5, 0.375, 0.25, 0.125]),
+        ("cosine", [0.5, 0.4267766952966369, 0.25, 0.07322330470336313]),
+    ],
+)
+def test_learning_rates(schedule: str, expected: list[float]) -> None:
+    """A schedule starts at the learning rate and never reaches zero."""
+    rates = TuneConfig(**GOOD | {"learning_rate_schedule": schedule}).learning_rates
+    assert rates == pytest.approx(expected, rel=1e-15)
+    assert min(rates) > 0
+    assert set(SCHEDULES) == {"constant", "linear", "cosine"}
+
+
+@pytest.mark.parametrize("value", [*NOT_NUMBERS, -1e-300, -0.5])
+def test_budget_must_be_a_number_of_nats(value: float) -> None:
+    """NaN, infinite and negative budgets are refused."""
+    with pytest.raises(InvalidParameterError, match="finite number of nats"):
+        TuneConfig(**GOOD | {"mutual_information": value})
+
+
+@pytest.mark.parametrize("value", [math.log(2), 0.7, 100.0])
+def test_vacuous_budgets_are_refused(value: float) -> None:
+    """From ln 2 on, at prior 1/2, a budget bounds nothing."""
+    with pytest.raises(InvalidParameterError, match=r"vacuous: from ln\(1/prior\) = 0\.6931"):
+        TuneConfig(**GOOD | {"mutual_information": value})
+    TuneConfig(**GOOD | {"mutual_information": math.nextafter(math.log(2), 0)})
+
+
+def test_vacuous_starts_at_the_prior() -> None:
+    """Where most candidates hold a record, less is vacuous: the prior guess is better."""
+    candidates = CandidateSubsets(num_subsets=10, construction="rate", subsets_per_record=9)
+    with pytest.raises(InvalidParameterError, match=r"= 0\.1054 nats"):
+        TuneConfig(**GOOD | {"mutual_information": 0.106, "candidates": candidates})
+    TuneConfig(**GOOD | {"mutual_information": 0.105, "candidates": candidates})
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "clip", "perturbation"])
+@pytest.mark.parametrize("value", [*NOT_NUMBERS, 0.0, -1.0])
+def test_positive_settings(field: str, value: float) -> None:
+    """What must be positive and finite is refused otherwise."""
+    with pytest.raises(InvalidParameterError, match=field):
+        TuneConfig(**GOOD | {field: value})
+
+
+@pytest.mark.parametrize("value", [*NOT_NUMBERS, -0.1])
+def test_weight_decay(value: float) -> None:
+    """Weight decay is at least 0 and finite."""
+    with pytest.raises(InvalidParameterError, match="weight_decay"):
+        TuneConfig(**GOOD | {"weight_decay": value})
+
+
+@pytest.mark.parametrize("value", [*NOT_NUMBERS, -0.1, 0.5, 1.0])
+def test_unanimity_flip(value: float) -> None:
+    """The flip probability is below one half."""
+    with pytest.raises(InvalidParameterError, match="unanimity_flip"):
+        TuneConfig(**GOOD | {"unanimity_flip": value})
+
+
+@pytest.mark.parametrize("field", ["num_steps", "directions_per_step", "batch_size"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True])
+def test_counts(field: str, value: object) -> None:
+    """Counts are whole numbers from 1 on."""
+    with pytest.raises(InvalidParameterError, match=field):
+        TuneConfig(**GOOD | {field: value})
+
+
+@pytest.mark.parametrize("value", [-1, 2**63, 0.5])
+def test_seed(value: object) -> None:
+    """The public seed is a whole number in [0, 2**63)."""
+    with pytest.raises(InvalidParameterError, match="seed"):
+        TuneConfig(**GOOD | {"seed": value})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "guarantee",
+        "channel",
+        "budget_schedule",
+        "on_disagreement",
+        "estimator",
+        "adapter",
+        "direction_kind",
+        "learning_rate_schedule",
+    ],
+)
+def test_choices(field: str) -> None:
+    """A word that is not one of the choices is refused by name."""
+    with pytest.raises(InvalidParameterError, match=f"{field.split('_')[0]}.* must be one of"):
+        TuneConfig(**GOOD | {field: "perfect"})
+
+
+@pytest.mark.parametrize("changes", [{"unanimity_flip": 0.1}, {"on_disagreement": "skip"}])
+def test_a_budget_settles_disagreement_itself(changes: dict[str, Any]) -> None:
+    """What is for budget 0 contradicts a positive budget."""
+    with pytest.raises(InvalidParameterError, match="for mutual_information 0"):
+        TuneConfig(**GOOD | changes | {"mutual_information": 0.1})
+
+
+def test_no_guarantee_has_no_budget() -> None:
+    """A budget without a guarantee is refused."""
+    with pytest.raises(InvalidParameterError, match="with none there is no budget"):
+        TuneConfig(**GOOD | {"guarantee": "none", "mutual_information": 0.1})
+
+
+def test_settings_cannot_change() -> None:
+    """The resolved settings are frozen; a changed copy is checked again."""
+    config = TuneConfig(**GOOD)
+    with pytest.raises(AttributeError):
+        config.clip = 2.0  # type: ignore[misc]
+    with pytest.raises(InvalidParameterError, match="clip"):
+        replace(config, clip=math.nan)

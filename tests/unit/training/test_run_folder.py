@@ -1,0 +1,156 @@
+"""The two folders of a run: what is refused, what is locked, what is erased."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sordino.core.errors import InvalidParameterError, LedgerError
+from sordino.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run that nobody has started."""
+    return RunFolder(tmp_path / "some.run")
+
+
+def test_private_files_lie_beside_the_run(folder: RunFolder) -> None:
+    """Sealed state and holder's report are never below the run folder."""
+    assert folder.private.parent == folder.path.parent
+    assert folder.private.name == "some.run.private"
+    for path in (folder.journal.path, folder.holder_report):
+        assert folder.private in path.parents
+        assert folder.path not in path.parents
+    assert "PRIVATE" in folder.holder_report.name
+
+
+def test_new_folder_may_be_absent_or_empty(folder: RunFolder) -> None:
+    """An absent folder is new, and so is an empty one."""
+    folder.require_new()
+    folder.path.mkdir()
+    folder.require_new()
+
+
+def test_anything_in_the_folder_is_kept(folder: RunFolder) -> None:
+    """A folder with a file, or a file in its place, is not new."""
+    folder.path.mkdir()
+    (folder.path / "thesis.txt").touch()
+    with pytest.raises(InvalidParameterError, match="exists already"):
+        folder.require_new()
+    shutil.rmtree(folder.path)
+    folder.path.touch()
+    with pytest.raises(InvalidParameterError, match="exists already"):
+        folder.require_new()
+
+
+def test_sealed_state_of_a_lost_folder_is_kept(folder: RunFolder) -> None:
+    """A journal whose run folder is gone blocks a new run of that name."""
+    folder.private.mkdir()
+    folder.journal.path.touch()
+    with pytest.raises(InvalidParameterError, match="sealed state of a run whose folder is gone"):
+        folder.require_new()
+
+
+def test_room_for_the_weights(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk of the nearest existing folder must hold the weights and some more."""
+    usage = namedtuple("usage", "free")  # noqa: PYI024 - as shutil has it
+    asked = []
+
+    def disk_usage(path: Path) -> object:
+        asked.append(path)
+        return usage(2**24 + 1000)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    folder.require_space(1000)
+    assert asked == [folder.path.parent]
+    with pytest.raises(InvalidParameterError, match="no space left for the run"):
+        folder.require_space(1001)
+    assert not folder.path.exists()
+
+
+def test_run_that_wrote_nothing_leaves_nothing(folder: RunFolder) -> None:
+    """Failing before the first write removes both folders."""
+    with pytest.raises(ZeroDivisionError), folder.locked():
+        assert folder.private.stat().st_mode & 0o777 == 0o700
+        _ = 1 / 0
+    assert not folder.path.exists()
+    assert not folder.private.exists()
+
+
+def test_run_that_wrote_something_keeps_it(folder: RunFolder) -> None:
+    """Failing after a commit keeps the files and the sealed state."""
+    with pytest.raises(ZeroDivisionError), folder.locked():
+        folder.ledger.touch()
+        folder.journal.path.touch()
+        _ = 1 / 0
+    assert folder.ledger.exists()
+    assert folder.journal.path.exists()
+
+
+def test_one_process_at_a_time(folder: RunFolder) -> None:
+    """A held run is refused, and its files stay; afterwards it can be held again."""
+    with folder.locked():
+        folder.journal.path.touch()
+        with pytest.raises(LedgerError, match="another process is working on"), folder.locked():
+            pass
+        assert folder.journal.path.exists()
+    with folder.locked():
+        pass
+
+
+def test_finished_run_keeps_only_the_report(folder: RunFolder) -> None:
+    """Forgetting erases the journal and the lock, and leaves a holder's report."""
+    with folder.locked():
+        folder.journal.path.write_text("secret")
+        folder.holder_report.write_text("report")
+        folder.forget_secrets()
+    assert [path.name for path in folder.private.iterdir()] == [folder.holder_report.name]
+    folder.holder_report.unlink()
+    folder.forget_secrets()
+    assert not folder.private.exists()
+    folder.forget_secrets()  # may be repeated
+
+
+def test_journal_is_overwritten_before_it_is_removed(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal leaves its name first, so that it is never found half erased."""
+    folder.create()
+    folder.journal.path.write_bytes(b"secret")
+    seen = []
+    unlink = type(folder.path).unlink
+
+    def look(path: Path, **options: bool) -> None:
+        if path.exists():
+            seen.append((path.name, path.read_bytes(), folder.journal.path.exists()))
+        unlink(path, **options)
+
+    monkeypatch.setattr(type(folder.path), "unlink", look)
+    folder.forget_secrets()
+    assert seen == [("journal.leaving", b"\0" * 6, False)]
+
+
+def test_discarded_run_leaves_nothing(folder: RunFolder) -> None:
+    """A run that never released anything can be removed while it is held."""
+    with folder.locked():
+        for path in (folder.ledger, folder.transcript, folder.metrics, folder.journal.path):
+            path.write_text("x")
+        folder.discard()
+    assert not folder.path.exists()
+    assert not folder.private.exists()
+
+
+def test_discarding_keeps_what_is_not_ours(folder: RunFolder) -> None:
+    """A file that somebody put into the folder stays."""
+    with folder.locked():
+        folder.ledger.touch()
+        (folder.path / "thesis.txt").touch()
+        folder.discard()
+    assert [path.name for path in folder.path.iterdir()] == ["thesis.txt"]
