@@ -41,7 +41,7 @@ class AbstractDirectionSet(ABC):
 
     @abstractmethod
     def direction(self, step: int, index: int) -> NDArray[np.int16]:
-        """Returns one direction over all tensors, flat, as integers of `unit`."""
+        """Returns one direction over all tensors, flat, as int8 or int16 multiples of `unit`."""
 
     @abstractmethod
     def project(self, step: int, gradients: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,8 @@ class ZerothOrderEstimator(AbstractEstimator):
             lower = self._losses(step, k, -self.perturbation, batches)
             for result, plus, minus in zip(results, upper, lower, strict=True):
                 difference = (plus - minus) / (2.0 * self.perturbation)
-                result[:, k] = difference.clamp(-self.bound, self.bound)  # NaN stays NaN
+                clipped = difference.clamp(-self.bound, self.bound)
+                result[:, k] = clipped.where(difference.isfinite(), math.nan)  # refused when summed
         yield from zip(batches, results, strict=True)
 
     def _losses(
@@ -137,8 +139,9 @@ class FirstOrderEstimator(AbstractEstimator):
             lambda: self._objective.losses(self._model, records), len(records)
         )
         norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
-        # NaN and infinity stay what they are and are refused where contributions are summed
-        return gradients.mul_((self._clip / norms.clamp_min(1e-30)).clamp_max(1.0))
+        factors = (self._clip / norms.clamp_min(1e-30)).clamp_max(1.0)
+        # an overflow must not turn into a contribution of 0: NaN is refused when summed
+        return gradients.mul_(factors.where(norms.isfinite(), math.nan))
 
 
 class PerRecordGradients:

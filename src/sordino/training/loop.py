@@ -84,6 +84,9 @@ def open_run(session: Session, *, resume: bool) -> None:
     raw = session.folder.transcript.read_bytes()[len(session.header.to_bytes()) :]
     where = str(session.folder.transcript)
     session.steps = decode_steps(session.header, raw, num_steps, where)
+    for event, symbols in zip(session.ledger.of_kind("release"), session.steps, strict=True):
+        if event["symbols_sha256"] != symbols_digest(symbols):
+            raise LedgerError(f"{where}: step {event['step']} is not what the ledger charged for.")
 
 
 def run_steps(session: Session) -> None:

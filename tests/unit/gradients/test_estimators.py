@@ -310,6 +310,30 @@ def test_a_loss_that_is_no_number_stops_the_run(value: float) -> None:
         total.add(np.arange(6), found.numpy())
 
 
+class OneSidedObjective(BrokenObjective):
+    """The loss of record 2 is infinite at every second look: on one side of the difference."""
+
+    def losses(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:
+        """Returns the losses; an infinity comes and goes."""
+        if 2 not in records:
+            return self._inner.losses(model, records)
+        self.looks = getattr(self, "looks", 0) + 1
+        broken = torch.tensor([self._value if r == 2 and self.looks % 2 else 0.0 for r in records])
+        return self._inner.losses(model, records) + broken
+
+
+def test_an_infinity_on_one_side_is_not_clipped_to_a_vote() -> None:
+    """An infinite difference is refused, not bounded to +-clip."""
+    model, space = adapted_llama("b")
+    objective = OneSidedObjective(make_objective("completion"), math.inf)
+    estimator = ZerothOrderEstimator(model, objective, space, perturbation=1e-3, clip=1.0)
+    found = gather(estimator, BATCHES)
+    assert found[2].isnan().any()
+    total = SubsetSums(np.ones((6, 2), dtype=np.bool_), 4, estimator.bound)
+    with pytest.raises(PrecisionError, match="nothing was released"):
+        total.add(np.arange(6), found.numpy())
+
+
 def test_a_gradient_that_is_no_number_stops_the_run() -> None:
     """NaN and overflow survive the first-order clipping too."""
     for value in (math.nan, 3e38):

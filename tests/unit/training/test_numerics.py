@@ -80,11 +80,11 @@ def test_warning_from_the_shell(
     """A run with a bad step says so in one line without a source file, and goes on."""
     train = write_jsonl(tmp_path / "pool.jsonl", sentiment_rows(8))
     words: list[object] = ["tune", "--model", tiny_model, "--train", train]
-    words += ["--output", tmp_path / "run", "--perturbation", "1e-6"]
+    words += ["--output", tmp_path / "run", "--perturbation", "1e-9"]
     for name, value in SMALL.items():
         words += ["--" + name.replace("_", "-"), value]
     shell = run_cli(capsys, *words)
     assert shell.code == 0, shell.err
     lines = [line for line in shell.err.splitlines() if not line.startswith("tune: ")]
     assert len(lines) == 1
-    assert lines[0].startswith("Warning: the perturbation 1e-06 does not fit")
+    assert lines[0].startswith("Warning: the perturbation 1e-09 does not fit")

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import TYPE_CHECKING
 
 import pytest
 
 from sordino.training.progress import progress
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class Terminal(io.StringIO):
@@ -19,15 +15,6 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
-    """A terminal in place of standard error."""
-    monkeypatch.setenv("TERM", "xterm")
-    fake = Terminal()
-    monkeypatch.setattr(sys, "stderr", fake)
-    return fake
 
 
 @pytest.mark.parametrize(("total", "num_lines"), [(3, 3), (10, 10), (1000, 10), (25, 13)])
@@ -69,8 +56,11 @@ def test_silence(arguments: dict[str, int], capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr() == ("", "")
 
 
-def test_live_line(terminal: Terminal) -> None:
+def test_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal there is a bar with the count."""
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal)
     with progress("tune", 4, start=1) as advance:
         advance(2)
         advance(4, "done")

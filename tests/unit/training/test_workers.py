@@ -122,5 +122,5 @@ def test_foreign_errors_are_named_only(monkeypatch: pytest.MonkeyPatch) -> None:
     Wire(monkeypatch)
     with pytest.raises(OSError, match="record 7"):
         make_workers(0, 2).from_main(fail)
-    with pytest.raises(SordinoError, match="^the main process stopped: OSError$"):
+    with pytest.raises(SordinoError, match=r"^the main process stopped: OSError$"):
         make_workers(1, 2).from_main(lambda: None)
