@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -11,7 +12,11 @@ import pytest
 
 import sordino
 from helpers_runs import SMALL, run_cli, sentiment_rows, write_jsonl, write_tiny_model
-from sordino.ledger.ledger import GENESIS, _hash, canonical_json
+from sordino.ledger.certificate import compute_certificate
+from sordino.ledger.ledger import GENESIS, Ledger, _hash, canonical_json
+from sordino.training.card import render_card
+from sordino.training.finish import artefact_digests
+from sordino.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -245,3 +250,52 @@ def test_forged_ledger_is_found(name: str, run: Run, capsys: pytest.CaptureFixtu
     rewrite(run.folder / "ledger.jsonl", FORGERIES[name])
     assert find_differences(run)
     assert run_cli(capsys, "verify", run.folder).code == 1
+
+
+def forge_consistently(run: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Rewrites ledger, certificate and model card so that they agree with each other."""
+    rewrite(run / "ledger.jsonl", change)
+    ledger = Ledger.open(run / "ledger.jsonl")
+    certificate = compute_certificate(ledger)
+    (run / "certificate.json").write_bytes(certificate.to_bytes())
+    (run / "README.md").write_text(render_card(ledger, certificate))
+
+
+def test_swapped_weights_are_found_by_replaying(run: Run) -> None:
+    """Other weights, with every hash made to fit, are still not what the transcript gives."""
+    shutil.copy(run.other / "adapter_model.safetensors", run.folder)
+
+    def change(events: list[dict[str, Any]]) -> None:
+        events[-1]["artefacts_sha256"] = artefact_digests(RunFolder(run.folder))
+
+    forge_consistently(run.folder, change)
+    differences = find_differences(run, run.model)
+    assert list(differences) == ["weights: equal to the replayed transcript, bit for bit"]
+    assert "is not what the transcript gives" in str(differences) or "public seed" in str(
+        differences
+    )
+
+
+def test_other_step_is_found_by_replaying(run: Run) -> None:
+    """A claim that the weights are those of an earlier step is found, though all hashes fit."""
+    forge_consistently(run.folder, lambda events: events[-1].update(selected_step=2))
+    assert list(find_differences(run)) == ["weights: equal to the replayed transcript, bit for bit"]
+
+
+def test_swapped_symbols_are_found(run: Run) -> None:
+    """A flipped symbol, with the file's hash made to fit, is not the one that was charged."""
+    path = run.folder / "transcript.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    forge_consistently(run.folder, lambda events: events[-1].update(transcript_sha256=digest))
+    differences = find_differences(run)
+    assert list(differences) == ["transcript: the one in the ledger"]
+    assert "symbols of step 0 are not those charged" in str(differences)
+
+
+def test_charges_over_the_budget_are_found(run: Run) -> None:
+    """Charges that add up to more than the budget are refused, though the chain is whole."""
+    path = run.folder / "ledger.jsonl"
+    rewrite(path, lambda events: events[2].update(mutual_information_nats=0.2))
+    assert "exceed the declared budget" in find_differences(run)["ledger: complete, within budget"]
