@@ -29,7 +29,6 @@ class FrozenPrefix:
         self._decoder = causal_lm.get_decoder()
         self._num_frozen = num_frozen
         self._kept: dict[bytes, torch.Tensor] = {}
-        self._num_bytes = 0
 
     @classmethod
     def find(cls, causal_lm: Any, num_frozen: int) -> FrozenPrefix | None:
@@ -62,8 +61,7 @@ class FrozenPrefix:
         if states is None:
             with torch.no_grad(), self._only(slice(None, self._num_frozen), is_last=False):
                 states = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-            self._num_bytes += states.numel() * states.element_size()
-            if self._num_bytes <= _LARGEST_CACHE_BYTES:
+            if sum(kept.nbytes for kept in (states, *self._kept.values())) <= _LARGEST_CACHE_BYTES:
                 self._kept[key] = states
         with self._only(slice(self._num_frozen, None), is_last=True):
             return self._decoder(inputs_embeds=states, use_cache=False).last_hidden_state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from sordino.training.replay import replay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -84,9 +86,9 @@ def open_run(session: Session, *, resume: bool) -> None:
     raw = session.folder.transcript.read_bytes()[len(session.header.to_bytes()) :]
     where = str(session.folder.transcript)
     session.steps = decode_steps(session.header, raw, num_steps, where)
-    for event, symbols in zip(session.ledger.of_kind("release"), session.steps, strict=True):
-        if event["symbols_sha256"] != symbols_digest(symbols):
-            raise LedgerError(f"{where}: step {event['step']} is not what the ledger charged for.")
+    step = find_uncharged_step(session.ledger, session.steps)
+    if step is not None:
+        raise LedgerError(f"{where}: step {step} is not what the ledger charged for.")
 
 
 def run_steps(session: Session) -> None:
@@ -128,6 +130,14 @@ def symbols_digest(symbols: StepSymbols) -> str:
     """Returns the hash of one step's released symbols, as the ledger names it."""
     content = canonical_json([symbols.unit, symbols.integers.tolist()])
     return hashlib.sha256(content).hexdigest()
+
+
+def find_uncharged_step(ledger: Ledger, steps: list[StepSymbols]) -> int | None:
+    """Returns the first step whose symbols are not those that the ledger names, if there is one."""
+    for event, symbols in zip(ledger.of_kind("release"), steps, strict=True):
+        if event["symbols_sha256"] != symbols_digest(symbols):
+            return int(event["step"])
+    return None
 
 
 def run_one_step(session: Session, step: int) -> tuple[StepSymbols, str]:
@@ -172,10 +182,16 @@ def _record_release(session: Session, step: int, release: Release, symbols: Step
         "symbols_sha256": symbols_digest(symbols),
     }
     header_size = len(session.header.to_bytes())
-    raw = session.folder.transcript.read_bytes() if step else b""
-    last_byte = raw[-1] if len(raw) > header_size else 0
+    last_byte = _last_byte(session.folder.transcript) if step else 0
     offset, content = encode_step(session.header, step, symbols, last_byte)
     commit_to(session, event, header_size + offset, content)
+
+
+def _last_byte(path: Path) -> int:
+    """Returns the last byte of a file that is not empty."""
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)[0]
 
 
 def _evaluate_if_due(session: Session, num_done: int) -> None:

@@ -18,7 +18,7 @@ from sordino.ledger.transcript import StepSymbols, TranscriptHeader, read_transc
 from sordino.models import initial_adapter_tensor, load_model
 from sordino.training.card import render_card
 from sordino.training.finish import artefact_digests
-from sordino.training.loop import symbols_digest
+from sordino.training.loop import find_uncharged_step
 from sordino.training.replay import initial_tensors, make_space, replay
 from sordino.training.run_folder import RunFolder
 from sordino.training.setup import prepare_full
@@ -147,9 +147,9 @@ def _read_transcript(
     opening = ledger.events[0]
     if hashlib.sha256(header.to_bytes()).hexdigest() != opening["transcript_header_sha256"]:
         raise LedgerError("its header (public seed and settings) is not the one in the ledger.")
-    for event, symbols in zip(ledger.of_kind("release"), steps, strict=True):
-        if event["symbols_sha256"] != symbols_digest(symbols):
-            raise LedgerError(f"the symbols of step {event['step']} are not those charged.")
+    step = find_uncharged_step(ledger, steps)
+    if step is not None:
+        raise LedgerError(f"the symbols of step {step} are not those charged.")
     if hashlib.sha256(folder.transcript.read_bytes()).hexdigest() != certificate.transcript_sha256:
         raise LedgerError("the file is not the one in the certificate.")
     return header, steps
