@@ -152,6 +152,26 @@ def test_accelerate_launch_with_more_processes_than_batches(
     assert sordino.verify(run, model=str(tiny_model)).is_valid
 
 
+def test_processes_leave_their_group_before_they_end(tmp_path: Path) -> None:
+    """At the end no process group is left to the interpreter, which sometimes aborts over it."""
+    script = tmp_path / "work.py"
+    script.write_text(
+        "import atexit\n"
+        "import torch\n"
+        "from sordino.training.workers import Workers\n"
+        "def last():\n"
+        "    print('group left behind:', torch.distributed.is_initialized())\n"
+        "atexit.register(last)  # registered first, so it runs last\n"
+        "workers = Workers.start('cpu')\n"
+        "assert torch.distributed.is_initialized()\n"
+        "workers.from_main(lambda: 1)\n"
+    )
+    done = launch(str(script))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("group left behind: False") == 2
+    assert "True" not in done.stdout
+
+
 def test_command_line_stops_with_one_message_a_process(tmp_path: Path, tiny_model: Path) -> None:
     """Misuse under a launcher ends soon, with the launcher's failure code."""
     train = write_jsonl(tmp_path / "pool.jsonl", sentiment_rows(8))
