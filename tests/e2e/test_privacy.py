@@ -21,7 +21,8 @@ from helpers_runs import (
     sentiment_rows,
     write_jsonl,
 )
-from sordino.gradients.estimators import FirstOrderEstimator, ZerothOrderEstimator
+from sordino.gradients.estimators import ZerothOrderEstimator
+from sordino.gradients.projected import FirstOrderEstimator
 from sordino.ledger.transcript import read_transcript
 from sordino.mechanisms.binary_channel import BinaryChannelMechanism
 from sordino.mechanisms.candidates import CandidateSubsets

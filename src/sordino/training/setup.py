@@ -22,7 +22,7 @@ from sordino.data import (
     plan_batches,
     read_records,
 )
-from sordino.gradients.estimators import FirstOrderEstimator, ZerothOrderEstimator
+from sordino.gradients.estimators import ZerothOrderEstimator
 from sordino.gradients.objectives import (
     ClassificationObjective,
     CompletionObjective,
@@ -30,6 +30,7 @@ from sordino.gradients.objectives import (
     LanguageModel,
 )
 from sordino.gradients.prefix import FrozenPrefix
+from sordino.gradients.projected import FirstOrderEstimator
 from sordino.ledger.ledger import canonical_json
 from sordino.mechanisms.binary_channel import BinaryChannelMechanism
 from sordino.mechanisms.open_mean import OpenMeanMechanism

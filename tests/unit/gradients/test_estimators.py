@@ -20,11 +20,7 @@ from helpers_tiny_models import (
 )
 from sordino.core.errors import InvalidParameterError, PrecisionError
 from sordino.gradients.direction_sets import ALL_DIRECTION_KINDS, make_direction_set
-from sordino.gradients.estimators import (
-    FirstOrderEstimator,
-    PerRecordGradients,
-    ZerothOrderEstimator,
-)
+from sordino.gradients.estimators import ZerothOrderEstimator
 from sordino.gradients.objectives import (
     AbstractObjective,
     ClassificationObjective,
@@ -32,6 +28,8 @@ from sordino.gradients.objectives import (
     GenerationObjective,
     LanguageModel,
 )
+from sordino.gradients.per_record import PerRecordGradients
+from sordino.gradients.projected import FirstOrderEstimator
 from sordino.mechanisms.candidates import SubsetSums
 
 if TYPE_CHECKING:

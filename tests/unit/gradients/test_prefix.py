@@ -7,7 +7,7 @@ import torch
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from sordino.gradients.estimators import PerRecordGradients
+from sordino.gradients.per_record import PerRecordGradients
 from sordino.gradients.prefix import FrozenPrefix
 from sordino.models import add_lora, trainable_tensors
 
