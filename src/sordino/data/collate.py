@@ -52,20 +52,22 @@ def plan_batches(lengths: Sequence[int], *, token_budget: int, max_records: int)
 
     A pure function of its arguments. The longest come first, so that memory that is too small shows
     at once. A batch holds at most `max_records`, and at most `token_budget` tokens with padding,
-    unless a single example is longer than that: it gets a batch of its own.
+    unless a single example is longer than that: it gets a batch of its own. A batch that is half
+    full takes no example that would be more than an eighth padding.
 
     Example:
         >>> plan_batches([3, 9, 4, 2], token_budget=8, max_records=8)
-        [[1], [2, 0], [3]]
+        [[1], [2], [0, 3]]
     """
     require_integer("token_budget", token_budget, 1)
     require_integer("max_records", max_records, 1)
     batches: list[list[int]] = []
-    room = 0
+    room = longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = require_integer("length", lengths[index], 1)
-        if room == 0:
-            room = min(max_records, max(1, token_budget // length))
+        is_half_full = batches and 2 * len(batches[-1]) * longest >= token_budget
+        if room == 0 or (is_half_full and 8 * length < 7 * longest):
+            room, longest = min(max_records, max(1, token_budget // length)), length
             batches.append([])
         batches[-1].append(index)
         room -= 1

@@ -109,7 +109,13 @@ class IndependentDirections(AbstractDirectionSet):
 
 @dataclass(frozen=True)
 class HadamardDirections(AbstractDirectionSet):
-    """Orthogonal Rademacher directions from a randomly signed Hadamard matrix."""
+    """Orthogonal Rademacher directions for the price of a few: z_k[i] = s[i] * H[r_k, i mod L].
+
+    L is the padded number of directions, H the Hadamard matrix of that order, s public signs and
+    r_k distinct public rows, both new at every step. Coordinates L apart share an entry of H and
+    differ in their own signs, so a projection is one signed sum of chunks and one transform of
+    length L, whatever the number of trainable numbers.
+    """
 
     seed: int
     sizes: Mapping[str, int]
@@ -117,21 +123,27 @@ class HadamardDirections(AbstractDirectionSet):
     unit: float = 1.0
 
     def __post_init__(self) -> None:
-        if self._length > _LARGEST_HADAMARD:
+        if self._num_params > _LARGEST_HADAMARD:
             raise InvalidParameterError(
                 f"Hadamard directions cover up to {_LARGEST_HADAMARD} trainable numbers, found "
-                f"{sum(self.sizes.values())}. Train an adapter, or use direction_kind rademacher."
+                f"{self._num_params}. Train an adapter, or use direction_kind rademacher."
             )
-        require_integer("directions_per_step", self.num_directions, 1, self._length)
+        require_integer(
+            "directions_per_step", self.num_directions, 1, padded_length(self._num_params)
+        )
 
     @property
     def max_norm(self) -> float:  # type: ignore[override]
         """Euclidean norm of every direction."""
-        return math.sqrt(sum(self.sizes.values()))
+        return math.sqrt(self._num_params)
+
+    @property
+    def _num_params(self) -> int:
+        return sum(self.sizes.values())
 
     @property
     def _length(self) -> int:
-        return padded_length(sum(self.sizes.values()))
+        return padded_length(self.num_directions)
 
     def direction(self, step: int, index: int) -> NDArray[np.int16]:
         """Returns one direction over all tensors, flat."""
@@ -140,32 +152,35 @@ class HadamardDirections(AbstractDirectionSet):
         return self.combine(step, weights).astype(np.int16)
 
     def project(self, step: int, gradients: torch.Tensor) -> torch.Tensor:
-        """Returns all directional derivatives by one transform per record."""
+        """Returns all directional derivatives: signed chunks added up, then one transform."""
         signs, rows = self._public(step)
-        num_params = gradients.shape[1]
-        padded = gradients.new_zeros(gradients.shape[0], self._length)
-        torch.mul(gradients, signs[:num_params].to(gradients), out=padded[:, :num_params])
-        return walsh_hadamard(padded)[:, rows.to(gradients.device)]
+        signs = signs.to(gradients)
+        folded = gradients.new_zeros(gradients.shape[0], self._length)
+        for start in range(0, self._num_params, self._length):
+            chunk = gradients[:, start : start + self._length]
+            folded[:, : chunk.shape[1]].addcmul_(chunk, signs[start : start + self._length])
+        return walsh_hadamard(folded)[:, rows.to(gradients.device)]
 
     def combine(self, step: int, weights: NDArray[np.int32]) -> NDArray[np.float64]:
         """Returns the weighted sum of all directions by one transform, exact."""
         signs, rows = self._public(step)
         spread = torch.zeros(1, self._length, dtype=torch.float64)
         spread[0, rows] = torch.from_numpy(weights.astype(np.float64))
-        total = walsh_hadamard(spread)[0, : sum(self.sizes.values())]
-        return (total * signs[: total.shape[0]]).numpy()
+        whole = walsh_hadamard(spread)[0]
+        num_chunks = -(-self._num_params // self._length)
+        return (whole.repeat(num_chunks)[: self._num_params] * signs).numpy()
 
     def _public(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the step's random signs and the rows of the Hadamard matrix that it uses."""
-        return _signs_and_rows(self.seed, step, self._length, self.num_directions)
+        return _signs_and_rows(self.seed, step, self._num_params, self._length, self.num_directions)
 
 
 @lru_cache(maxsize=2)
 def _signs_and_rows(
-    seed: int, step: int, length: int, num_rows: int
+    seed: int, step: int, num_params: int, length: int, num_rows: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns public signs, shape (length,), and distinct row numbers, shape (num_rows,)."""
-    signs = public_signs(seed, "hadamard-signs", str(step), length)
+    """Returns public signs, shape (num_params,), and distinct row numbers, shape (num_rows,)."""
+    signs = public_signs(seed, "hadamard-signs", str(step), num_params)
     rows = public_permutation(seed, "hadamard-rows", str(step), length)[:num_rows]
     return torch.from_numpy(signs.copy()), torch.from_numpy(rows.copy())
 

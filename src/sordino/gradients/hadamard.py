@@ -1,9 +1,6 @@
-"""Walsh-Hadamard transforms: thousands of Rademacher directions for the price of a few.
+"""The Walsh-Hadamard transform: thousands of orthogonal +-1 directions for the price of a few.
 
-The K directions of a step are K distinct rows of the Hadamard matrix, each multiplied element by
-element with the same public random signs. Every direction is a +-1 vector, they are orthogonal over
-the padded length, and projecting on all of them at once costs d log d instead of d K. Sums of
-directions with whole-number weights are whole numbers: exact in float64 in any order.
+Whole numbers stay whole numbers: exact in float64, in any order.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sordino.core.errors import InvalidParameterError
+from sordino.gradients.attention import CausalAttentionMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -50,7 +51,7 @@ class PerRecordGradients:
         try:
             for parameter in self._tensors.values():
                 parameter.requires_grad_(requires_grad=True)
-            with torch.enable_grad():
+            with torch.enable_grad(), CausalAttentionMode():
                 losses().sum().backward()
             return self._buffer
         finally:
