@@ -23,6 +23,7 @@ from sordino.data import (
     read_records,
 )
 from sordino.gradients.estimators import ZerothOrderEstimator
+from sordino.gradients.forward_mode import ForwardModeEstimator
 from sordino.gradients.objectives import (
     ClassificationObjective,
     CompletionObjective,
@@ -223,7 +224,7 @@ def make_language_model(
 
 
 def find_perturbation(config: TuneConfig, dtype: torch.dtype) -> float | None:
-    """Returns the step of the finite difference; None for the first-order estimator."""
+    """Returns the step of the finite difference; None where derivatives are exact."""
     if config.estimator == "first-order":
         return None
     return config.perturbation if config.perturbation is not None else PERTURBATIONS[dtype]
@@ -239,6 +240,8 @@ def make_estimator(
 ) -> AbstractEstimator:
     """Returns the estimator that the settings name."""
     perturbation = find_perturbation(config, dtype)
+    if config.derivative == "forward-mode":
+        return ForwardModeEstimator(language_model, objective, space, clip=config.clip)
     if perturbation is None:
         return FirstOrderEstimator(language_model, objective, space, clip=config.clip)
     return ZerothOrderEstimator(

@@ -53,6 +53,31 @@ def test_recipe_that_is_missing_names_the_others() -> None:
         find_recipe("second-order", "lora")
 
 
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_one_exact_direction_a_step_has_the_zeroth_order_defaults(adapter: str) -> None:
+    """Forward mode releases what zeroth order does, without its rounding: the clip is the same."""
+    assert find_recipe("first-order", adapter, 1) is RECIPES["zeroth-order", adapter]
+    assert find_recipe("zeroth-order", adapter, 1) is RECIPES["zeroth-order", adapter]
+    assert find_recipe("first-order", "lora", 2) is RECIPES["first-order", "lora"]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "directions", "expected"),
+    [
+        ("zeroth-order", 1, "central-difference"),
+        ("zeroth-order", 8, "central-difference"),
+        ("first-order", 1, "forward-mode"),
+        ("first-order", 2, "backpropagation"),
+    ],
+)
+def test_derivative_follows_from_estimator_and_directions(
+    estimator: str, directions: int, expected: str
+) -> None:
+    """The ledger names how contributions were computed."""
+    config = TuneConfig(**GOOD | {"estimator": estimator, "directions_per_step": directions})
+    assert config.derivative == expected
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
