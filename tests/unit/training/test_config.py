@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from sordino.core.errors import InvalidParameterError
 from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.training.config import RECIPES, SCHEDULES, TuneConfig, find_recipe
+from sordino.training.setup import find_perturbation
 
 GOOD: dict[str, Any] = {
     "guarantee": "pac",
@@ -76,6 +78,22 @@ def test_derivative_follows_from_estimator_and_directions(
     """The ledger names how contributions were computed."""
     config = TuneConfig(**GOOD | {"estimator": estimator, "directions_per_step": directions})
     assert config.derivative == expected
+
+
+def test_perturbation_fits_what_is_trained_and_the_compute_type() -> None:
+    """Defaults as measured in benchmarks/RESULTS.md; the user's wins; exact derivatives have none.
+
+    At bfloat16's step for adapters, full fine-tuning's differences correlate 0.34 with the truth.
+    """
+    lora, full = TuneConfig(**GOOD), TuneConfig(**GOOD | {"adapter": "full"})
+    assert find_perturbation(lora, torch.bfloat16) == 3e-2
+    assert find_perturbation(full, torch.bfloat16) == 3e-3
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert find_perturbation(full, dtype) <= find_perturbation(lora, dtype)
+        assert find_perturbation(replace(full, perturbation=0.5), dtype) == 0.5
+        for directions in (1, 4):
+            exact = replace(full, estimator="first-order", directions_per_step=directions)
+            assert find_perturbation(exact, dtype) is None
 
 
 @pytest.mark.parametrize(
