@@ -52,9 +52,9 @@ if TYPE_CHECKING:
 
     Task = ClassificationTask | CompletionTask | GenerationTask
 
-# Steps of the central difference that fit what is trained and the compute type: each the one that
-# came nearest to the exact derivative, see "Perturbation" in benchmarks/RESULTS.md. All weights
-# together move the loss further than an adapter does, so their step is smaller.
+# Steps of the central difference that fit what is trained and the compute type: float32 and
+# bfloat16 as measured, see "Perturbation" in benchmarks/RESULTS.md; float16 assumed, not measured.
+# All weights together move the loss further than an adapter does, so their step is smaller.
 PERTURBATIONS = {
     ("lora", torch.float32): 1e-3,
     ("lora", torch.bfloat16): 3e-2,
