@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch.autograd import forward_ad
 
 from sordino.core.errors import InvalidParameterError
 
@@ -31,6 +32,14 @@ class AbstractParameterSpace(ABC):
     @abstractmethod
     def perturbed(self, step: int, index: int, scale: float) -> Iterator[None]:
         """Context in which the model computes at master + scale * direction."""
+
+    @abstractmethod
+    def differentiated(self, step: int, index: int) -> Iterator[None]:
+        """Context in which the model computes with dual numbers: (master, direction).
+
+        What it returns carries its derivative along the direction (`torch.autograd.forward_ad`);
+        the values themselves are those of the master.
+        """
 
     @abstractmethod
     def apply(
@@ -96,6 +105,18 @@ class FlatParameterSpace(AbstractParameterSpace):
             yield
         finally:
             self._live.copy_(self._master)
+
+    @contextmanager
+    def differentiated(self, step: int, index: int) -> Iterator[None]:
+        """Context in which the live tensors are dual numbers; their values stay what they are."""
+        direction = torch.from_numpy(self.directions.direction(step, index))
+        tangents = direction.to(self._live.device, torch.float32) * self.directions.unit
+        parts = tangents.split([p.numel() for p in self.tensors.values()])
+        with torch.no_grad(), forward_ad.dual_level():  # leaving the level drops all tangents
+            for parameter, part in zip(self.tensors.values(), parts, strict=True):
+                dual = forward_ad.make_dual(parameter.clone(), part.view_as(parameter))
+                parameter.copy_(dual)  # in place: the modules hold this very tensor
+            yield
 
     def apply(
         self, step: int, symbols: StepSymbols, learning_rate: float, weight_decay: float

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd import forward_ad
 
 from sordino.core.errors import InvalidParameterError
 from sordino.gradients.direction_sets import IndependentDirections
@@ -50,6 +51,7 @@ class StreamedParameterSpace(AbstractParameterSpace):
         _require_float32(self.tensors)
         self._compute_dtype = compute_dtype
         self._active: tuple[int, int, float] | None = None  # (step, direction, scale)
+        self._tangent: tuple[int, int] | None = None  # (step, direction)
         self._names = {id(p): name for name, p in self.tensors.items()}
         self._stack = ExitStack()
         for module in model.modules():
@@ -65,6 +67,16 @@ class StreamedParameterSpace(AbstractParameterSpace):
             yield
         finally:
             self._active = None
+
+    @contextmanager
+    def differentiated(self, step: int, index: int) -> Iterator[None]:
+        """Context in which the model computes with dual numbers, made layer by layer."""
+        self._tangent = (step, index)
+        try:
+            with forward_ad.dual_level():
+                yield
+        finally:
+            self._tangent = None
 
     def apply(
         self, step: int, symbols: StepSymbols, learning_rate: float, weight_decay: float
@@ -100,7 +112,8 @@ class StreamedParameterSpace(AbstractParameterSpace):
             whole = self._integers(step, index, name, parameter.detach().view(-1), 0)
             move = whole.view_as(parameter)[indices].to(rows.dtype)
             rows = rows + move * (scale * self.directions.unit)
-        return rows.to(self._compute_dtype)
+        rows = rows.to(self._compute_dtype)
+        return rows if name is None else self._with_tangent(rows, name, parameter, indices)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Returns the master tensors by name."""
@@ -120,9 +133,18 @@ class StreamedParameterSpace(AbstractParameterSpace):
     def _install(self, module: torch.nn.Module, own: list[torch.nn.Parameter]) -> None:
         """Makes one module compute with effective tensors."""
         masters: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        replaced: list[tuple[str, torch.nn.Parameter]] = []
+        attributes = dict(module.named_parameters(recurse=False))
         is_embedding = type(module) is torch.nn.Embedding  # a subclass may scale or shift
 
         def before(_module: torch.nn.Module, _args: Any) -> None:
+            if self._tangent is not None and not is_embedding:
+                for attribute, parameter in attributes.items():
+                    dual = self._dual(parameter)
+                    replaced.append((attribute, parameter))
+                    delattr(module, attribute)
+                    setattr(module, attribute, dual)
+                return
             if is_embedding or (self._active is None and self._compute_dtype == torch.float32):
                 return
             masters.extend((p, p.data) for p in own)
@@ -133,6 +155,10 @@ class StreamedParameterSpace(AbstractParameterSpace):
             for parameter, master in masters:
                 parameter.data = master
             masters.clear()
+            for attribute, parameter in replaced:
+                delattr(module, attribute)
+                module.register_parameter(attribute, parameter)
+            replaced.clear()
             if is_embedding and output is not None:  # None: the forward pass raised
                 return self._embed(own[0], args[0], output)
             return output
@@ -156,6 +182,32 @@ class StreamedParameterSpace(AbstractParameterSpace):
             result[start : start + _ELEMENTS_AT_ONCE] = move
         return result.view_as(parameter)
 
+    def _dual(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """Returns (master, direction) in the compute dtype; a frozen tensor has no direction."""
+        value = parameter.detach().to(self._compute_dtype)
+        name = self._names.get(id(parameter))
+        if self._tangent is None or name is None:
+            return value
+        step, index = self._tangent
+        master = parameter.detach().reshape(-1)
+        tangent = torch.empty(master.numel(), dtype=self._compute_dtype, device=master.device)
+        for start in range(0, master.numel(), _ELEMENTS_AT_ONCE):
+            block = master[start : start + _ELEMENTS_AT_ONCE]
+            whole = self._integers(step, index, name, block, start).to(torch.float32)
+            tangent[start : start + _ELEMENTS_AT_ONCE] = whole * self.directions.unit
+        return forward_ad.make_dual(value, tangent.view_as(parameter))
+
+    def _with_tangent(
+        self, rows: torch.Tensor, name: str, parameter: torch.Tensor, indices: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns rows of a parameter as dual numbers while derivatives are on."""
+        if self._tangent is None:
+            return rows
+        step, index = self._tangent
+        whole = self._integers(step, index, name, parameter.detach().view(-1), 0)
+        move = whole.view_as(parameter)[indices].to(torch.float32) * self.directions.unit
+        return forward_ad.make_dual(rows, move.to(rows.dtype))
+
     def _embed(
         self, weight: torch.nn.Parameter, tokens: torch.Tensor, output: torch.Tensor
     ) -> torch.Tensor:
@@ -166,4 +218,5 @@ class StreamedParameterSpace(AbstractParameterSpace):
             whole = self._integers(step, index, name, weight.detach().view(-1), 0)
             move = whole.view_as(weight)[tokens].to(output.dtype)
             output = output + move * (scale * self.directions.unit)
-        return output.to(self._compute_dtype)
+        output = output.to(self._compute_dtype)
+        return output if name is None else self._with_tangent(output, name, weight, tokens)

@@ -308,6 +308,7 @@ def _opening_event(
         "mutual_information_nats": 0.0,
         "mechanism": mechanism,
         "estimator": config.estimator,
+        "derivative": config.derivative,
         "clip": config.clip,
         "perturbation": find_perturbation(config, dtype),
         "num_records": num_records,

@@ -146,17 +146,32 @@ class TuneConfig:
             )
 
     @property
+    def derivative(self) -> str:
+        """How the estimator differentiates: with one direction, forwards; `clip` bounds that."""
+        if self.estimator == "zeroth-order":
+            return "central-difference"
+        return "forward-mode" if self.directions_per_step == 1 else "backpropagation"
+
+    @property
     def learning_rates(self) -> tuple[float, ...]:
         """One learning rate a step; public."""
         factor = SCHEDULES[self.learning_rate_schedule]
         return tuple(self.learning_rate * factor(t / self.num_steps) for t in range(self.num_steps))
 
 
-def find_recipe(estimator: str, adapter: str) -> Recipe:
-    """Returns the defaults of an estimator for an adapter kind."""
+def find_recipe(estimator: str, adapter: str, directions_per_step: int | None = None) -> Recipe:
+    """Returns the defaults of an estimator for an adapter kind.
+
+    Args:
+        estimator: "zeroth-order" or "first-order".
+        adapter: "lora" or "full".
+        directions_per_step: What the user asked for, if anything.
+    """
     require_one_of("estimator", estimator, ESTIMATORS)
     require_one_of("adapter", adapter, ADAPTERS)
-    recipe = RECIPES.get((estimator, adapter))
+    # one exact derivative a step is the zeroth-order method without its rounding: same defaults
+    is_forward_mode = estimator == "first-order" and directions_per_step == 1
+    recipe = RECIPES.get(("zeroth-order" if is_forward_mode else estimator, adapter))
     if recipe is None:
         raise InvalidParameterError(
             f"--estimator {estimator} does not cover --adapter {adapter} yet: use --adapter lora, "

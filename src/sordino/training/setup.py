@@ -23,6 +23,7 @@ from sordino.data import (
     read_records,
 )
 from sordino.gradients.estimators import ZerothOrderEstimator
+from sordino.gradients.forward_mode import ForwardModeEstimator
 from sordino.gradients.objectives import (
     ClassificationObjective,
     CompletionObjective,
@@ -51,8 +52,17 @@ if TYPE_CHECKING:
 
     Task = ClassificationTask | CompletionTask | GenerationTask
 
-# Steps of the central difference that fit the compute type (LoRA; see benchmarks/RESULTS.md).
-PERTURBATIONS = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+# Steps of the central difference that fit what is trained and the compute type: float32 and
+# bfloat16 as measured, see "Perturbation" in benchmarks/RESULTS.md; float16 assumed, not measured.
+# All weights together move the loss further than an adapter does, so their step is smaller.
+PERTURBATIONS = {
+    ("lora", torch.float32): 1e-3,
+    ("lora", torch.bfloat16): 3e-2,
+    ("lora", torch.float16): 1e-2,
+    ("full", torch.float32): 1e-3,
+    ("full", torch.bfloat16): 3e-3,
+    ("full", torch.float16): 1e-3,
+}
 _MAX_RECORDS_PER_BATCH = 64
 
 
@@ -223,10 +233,12 @@ def make_language_model(
 
 
 def find_perturbation(config: TuneConfig, dtype: torch.dtype) -> float | None:
-    """Returns the step of the finite difference; None for the first-order estimator."""
+    """Returns the step of the finite difference; None where derivatives are exact."""
     if config.estimator == "first-order":
         return None
-    return config.perturbation if config.perturbation is not None else PERTURBATIONS[dtype]
+    if config.perturbation is not None:
+        return config.perturbation
+    return PERTURBATIONS[config.adapter, dtype]
 
 
 def make_estimator(
@@ -239,6 +251,8 @@ def make_estimator(
 ) -> AbstractEstimator:
     """Returns the estimator that the settings name."""
     perturbation = find_perturbation(config, dtype)
+    if config.derivative == "forward-mode":
+        return ForwardModeEstimator(language_model, objective, space, clip=config.clip)
     if perturbation is None:
         return FirstOrderEstimator(language_model, objective, space, clip=config.clip)
     return ZerothOrderEstimator(

@@ -66,7 +66,10 @@ def tune(
     ] = None,
     estimator: Annotated[
         Literal["zeroth-order", "first-order"],
-        Doc("zeroth-order: forward passes only; first-order: many signs from one backward pass."),
+        Doc(
+            "zeroth-order: forward passes only; first-order: many signs from one backward pass, or "
+            "one sign from a forward-mode derivative (--directions-per-step 1)."
+        ),
     ] = "zeroth-order",
     num_steps: Annotated[int | None, Doc("T; default by estimator.")] = None,
     learning_rate: Annotated[float | None, Doc("Default by estimator.")] = None,
@@ -76,7 +79,7 @@ def tune(
     weight_decay: Annotated[float, Doc("Decoupled weight decay.")] = 0.0,
     clip: Annotated[
         float | None,
-        Doc("Bound on a record's derivative (zeroth order) or gradient norm (first order)."),
+        Doc("Bound on a record's derivative; on its gradient norm (first order, K > 1)."),
     ] = None,
     perturbation: Annotated[
         float | None, Doc("Step of the finite difference; default by compute dtype.")
@@ -151,7 +154,7 @@ def tune(
     Example:
         sordino tune --model embedded --train notes.jsonl --output run --estimator first-order
     """
-    recipe = settings.find_recipe(estimator, adapter)
+    recipe = settings.find_recipe(estimator, adapter, directions_per_step)
     config = settings.TuneConfig(
         guarantee=guarantee,
         mutual_information=mutual_information,

@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from sordino.core.errors import InvalidParameterError
 from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.training.config import RECIPES, SCHEDULES, TuneConfig, find_recipe
+from sordino.training.setup import find_perturbation
 
 GOOD: dict[str, Any] = {
     "guarantee": "pac",
@@ -51,6 +53,47 @@ def test_recipe_that_is_missing_names_the_others() -> None:
         find_recipe("first-order", "full")
     with pytest.raises(InvalidParameterError, match="estimator must be one of"):
         find_recipe("second-order", "lora")
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_one_exact_direction_a_step_has_the_zeroth_order_defaults(adapter: str) -> None:
+    """Forward mode releases what zeroth order does, without its rounding: the clip is the same."""
+    assert find_recipe("first-order", adapter, 1) is RECIPES["zeroth-order", adapter]
+    assert find_recipe("zeroth-order", adapter, 1) is RECIPES["zeroth-order", adapter]
+    assert find_recipe("first-order", "lora", 2) is RECIPES["first-order", "lora"]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "directions", "expected"),
+    [
+        ("zeroth-order", 1, "central-difference"),
+        ("zeroth-order", 8, "central-difference"),
+        ("first-order", 1, "forward-mode"),
+        ("first-order", 2, "backpropagation"),
+    ],
+)
+def test_derivative_follows_from_estimator_and_directions(
+    estimator: str, directions: int, expected: str
+) -> None:
+    """The ledger names how contributions were computed."""
+    config = TuneConfig(**GOOD | {"estimator": estimator, "directions_per_step": directions})
+    assert config.derivative == expected
+
+
+def test_perturbation_fits_what_is_trained_and_the_compute_type() -> None:
+    """Defaults as measured in benchmarks/RESULTS.md; the user's wins; exact derivatives have none.
+
+    At bfloat16's step for adapters, full fine-tuning's differences correlate 0.34 with the truth.
+    """
+    lora, full = TuneConfig(**GOOD), TuneConfig(**GOOD | {"adapter": "full"})
+    assert find_perturbation(lora, torch.bfloat16) == 3e-2
+    assert find_perturbation(full, torch.bfloat16) == 3e-3
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert find_perturbation(full, dtype) <= find_perturbation(lora, dtype)
+        assert find_perturbation(replace(full, perturbation=0.5), dtype) == 0.5
+        for directions in (1, 4):
+            exact = replace(full, estimator="first-order", directions_per_step=directions)
+            assert find_perturbation(exact, dtype) is None
 
 
 @pytest.mark.parametrize(
