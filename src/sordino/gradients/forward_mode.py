@@ -1,8 +1,8 @@
 """The forward-mode estimator: exact derivatives along public directions from one dual forward pass.
 
 A dual number carries a value and its derivative along the direction through every operation, so
-there is no backward pass, no stored graph and no step of a difference to choose. At one direction
-a step this is the cheapest exact derivative; with many, one backward pass and a projection win.
+there is no backward pass, no stored graph and no step of a difference to choose. It serves one
+direction a step; with more, one backward pass gives them all.
 """
 
 from __future__ import annotations
