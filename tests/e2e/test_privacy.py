@@ -56,6 +56,7 @@ OPEN = {
     "num_records",
     "num_steps",
     "directions_per_step",
+    "derivative",
     "direction_kind",
     "sampling",
     "learning_rate",

@@ -1,8 +1,8 @@
 """Causal attention whose backward pass suits short sequences on processors.
 
-PyTorch's fused kernel is fast forward, but its backward pass on a processor takes five times as long
-as the plain matrix products for the tens of tokens of a record (`benchmarks/projected_step.py`). The
-forward pass here is the fused kernel, unchanged; the backward pass recomputes the weights.
+PyTorch's fused kernel is fast forward; its backward pass on a processor takes several times as long
+as the plain matrix products for the tens of tokens of a record. The forward pass here is the fused
+kernel, unchanged; the backward pass recomputes the weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class CausalAttentionMode(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Iterable[type],  # noqa: ARG002
+        types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:

@@ -183,6 +183,44 @@ def test_blocks_of_records_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_releases_out_of_reach_are_left_out_rightly(
+    setting: tuple[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking only where a record might be pivotal finds all that looking everywhere finds."""
+    kept = 0
+    runs = all_runs(setting)
+    monkeypatch.setattr(module, "_can_be_pivotal", lambda sums, _: np.ones(sums.shape[1], bool))
+    for run, everywhere in zip(runs, all_runs(setting), strict=True):
+        assert np.array_equal(run.report.loss_nats, everywhere.report.loss_nats)
+        assert np.array_equal(run.report.pivotal_releases, everywhere.report.pivotal_releases)
+        kept += int(run.report.pivotal_releases.sum())
+    assert kept > 100
+
+
+def test_loss_against_the_number_of_directions() -> None:
+    """For the first K/4, K/16, K/64 directions of each step: as if only those were released."""
+    rng = np.random.default_rng(5)
+    member = CandidateSubsets(num_subsets=8).membership(30)
+    whole, quarter, least = (LeaveOneOut(member, 0.2, "coin") for _ in range(3))
+    for _ in range(3):
+        contributions = np.rint(rng.normal(0.5, 1.0, size=(30, 64)) * 10)
+        sums = member.T.astype(float) @ contributions
+        released = rng.choice([-1, 1], size=64).astype(np.int32)
+        whole.add(sums, contributions, released)
+        quarter.add(sums[:, :16], contributions[:, :16], released[:16])
+        least.add(sums[:, :1], contributions[:, :1], released[:1])
+    report = whole.report()["by_directions_per_step"]
+    assert list(report) == ["what", "1", "4", "16", "64"]
+    for key, expected in (("64", whole), ("16", quarter), ("1", least)):
+        wanted = expected.report()
+        for name in ("share_at_zero", "mean_pivotal_releases", "quantiles_of_absolute_loss_nats"):
+            assert report[key][name] == pytest.approx(wanted[name])
+    counts = [report[key]["mean_pivotal_releases"] for key in ("1", "4", "16", "64")]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_the_state_survives_the_journal(setting: tuple[str, float]) -> None:
     """Through canonical JSON and back, infinities included, and it goes on adding."""
     run = TinyRun((8, 6, 2), setting)
