@@ -29,6 +29,16 @@ if TYPE_CHECKING:
     from sordino.data import Record
 
 
+TASK = TaskOptions(
+    objective="loss",
+    template="{text} It was",
+    verbalizers=None,
+    max_length=None,
+    truncate=True,
+    max_new_tokens=16,
+)
+
+
 def movie_reviews(num_records: int) -> list[Record]:
     """Returns rated movie-review snippets."""
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +66,9 @@ def assemble_run(
         "budget_schedule": "adaptive",
         "on_disagreement": "coin",
         "unanimity_flip": 0.0,
-        "candidates": CandidateSubsets(num_subsets=changes.pop("num_subsets", 128)),
+        "candidates": CandidateSubsets(
+            num_subsets=changes.pop("num_subsets", 128), seed=changes.get("seed", 0)
+        ),
         "estimator": estimator,
         "num_steps": recipe.num_steps,
         "learning_rate": recipe.learning_rate,
@@ -70,22 +82,20 @@ def assemble_run(
         "adapter": adapter,
         "seed": 0,
     }
-    first_layer = changes.pop("lora_first_layer", 0)
+    rank = changes.pop("lora_rank", 8)
+    adapter_options = AdapterOptions(
+        rank=rank,
+        alpha=2.0 * rank,
+        targets=None,
+        first_layer=changes.pop("lora_first_layer", 0),
+        factors=changes.pop("lora_factors", "b"),
+    )
     request = RunRequest(
         config=TuneConfig(**(settings | changes)),
         folder=RunFolder(folder),
         source=model,
-        task=TaskOptions(
-            objective="loss",
-            template="{text} It was",
-            verbalizers=None,
-            max_length=None,
-            truncate=True,
-            max_new_tokens=16,
-        ),
-        adapter=AdapterOptions(
-            rank=8, alpha=16.0, targets=None, first_layer=first_layer, factors="b"
-        ),
+        task=TASK,
+        adapter=adapter_options,
         tokens_per_batch=tokens_per_batch,
         evaluate_every=None,
         select="last",

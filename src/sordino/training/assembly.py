@@ -129,7 +129,7 @@ def run(
         return finish_run(
             session,
             parts.model,
-            parts.tokenizer,
+            parts.loaded.tokenizer,
             initial_state=initial_state,
             base_model=_public_name(request.source),
             select=request.select,
@@ -152,7 +152,7 @@ class Parts:
 
     session: Session
     model: Any  # what is saved: a PEFT model, or the model itself
-    tokenizer: Any
+    loaded: LoadedModel
     language_model: LanguageModel
     objective: AbstractObjective  # over the private pool
 
@@ -226,7 +226,7 @@ def assemble(
     return Parts(
         session=session,
         model=model,
-        tokenizer=loaded.tokenizer,
+        loaded=loaded,
         language_model=language_model,
         objective=encoded.objective,
     )

@@ -1,0 +1,191 @@
+"""What a step of the first-order estimator costs, and how well it uses this machine.
+
+Run: python benchmarks/projected_step.py [--records 256] [--repeats 3]
+
+Utilisation: floating-point operations of the model's matrix products on real tokens (no padding, no
+attention, no embeddings) per second, divided by what bfloat16 products of the model's own shapes
+reach at 2,048 tokens in the same run. A backward pass through frozen weights has the products of a
+forward pass, not twice as many.
+Projection: a whole gradient pass with K directions over the same pass without projecting.
+N and memory: a pass over 2 N records over a pass over N; peak memory at 4 N over that at N.
+d and M: a pass that trains eight times as many numbers; sums over 32 times as many subsets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from common import (
+    Parts,
+    assemble_run,
+    movie_reviews,
+    paired_ratio,
+    peak_memory_bytes,
+    report,
+    scratch,
+)
+from sordino.gradients.projected import FirstOrderEstimator
+from sordino.mechanisms.candidates import SubsetSums
+
+if TYPE_CHECKING:
+    from sordino.data import Record
+
+
+def linear_operations(parts: Parts, first_layer: int) -> float:
+    """Returns operations of one forward pass through the blocks from `first_layer` on."""
+    layers = parts.language_model.causal_lm.get_decoder().layers[first_layer:]
+    weights = sum(
+        module.weight.numel()
+        for module in layers.modules()
+        if isinstance(module, torch.nn.Linear) and module.weight.dtype != torch.float32
+    )
+    return 2.0 * weights * sum(parts.objective.lengths)
+
+
+def peak_operations(parts: Parts, num_tokens: int) -> float:
+    """Returns operations a second of bare products with the weights of one block."""
+    block = parts.language_model.causal_lm.get_decoder().layers[0]
+    weights = [
+        m.weight
+        for m in block.modules()
+        if isinstance(m, torch.nn.Linear) and m.weight.dtype != torch.float32
+    ]
+    inputs = [torch.randn(num_tokens, w.shape[1], dtype=w.dtype) for w in weights]
+    best = np.inf
+    for _ in range(15):
+        began = time.perf_counter()
+        for x, w in zip(inputs, weights, strict=True):
+            torch.nn.functional.linear(x, w)
+        best = min(best, time.perf_counter() - began)
+    return sum(2.0 * num_tokens * w.numel() for w in weights) / best
+
+
+def forward(parts: Parts) -> None:
+    """Takes one forward pass through the whole model, without kept prefix states."""
+    model = parts.language_model
+    prefix, model.prefix = model.prefix, None
+    with torch.no_grad():
+        for batch in parts.session.plan.batches(0):
+            parts.objective.losses(model, batch)
+    model.prefix = prefix
+
+
+def gradients(parts: Parts) -> None:
+    """Takes one forward and backward pass: clipped per-record gradients, not projected."""
+    estimator = parts.session.estimator
+    assert isinstance(estimator, FirstOrderEstimator)
+    for batch in parts.session.plan.batches(0):
+        estimator.clipped_gradients(batch)
+
+
+def projected(parts: Parts, step: int) -> None:
+    """Takes one whole pass: gradients, projections, sums over the subsets."""
+    session = parts.session
+    total = SubsetSums(
+        session.membership, session.header.directions_per_step, session.estimator.bound
+    )
+    batches = session.plan.batches(step)
+    for records, contributions in session.estimator.contributions(step, batches):
+        total.add(np.asarray(records, dtype=np.int64), contributions.numpy())
+
+
+def seconds(function: object, *args: object, repeats: int) -> float:
+    """Returns the shortest time of a call; the first is not counted."""
+    assert callable(function)
+    function(*args)
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        function(*args)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def first_order(pool: list[Record], folder: object, **changes: object) -> Parts:
+    return assemble_run(pool, folder, estimator="first-order", **changes)  # type: ignore[arg-type]
+
+
+def measure_utilisation(pool: list[Record], repeats: int) -> None:
+    for first_layer in (0, 15):
+        with scratch() as folder:
+            parts = first_order(pool, folder, lora_first_layer=first_layer)
+        peak = peak_operations(parts, 2048)
+        if first_layer == 0:
+            rate = linear_operations(parts, 0) / seconds(forward, parts, repeats=repeats)
+            print(f"forward pass / matmul peak: {rate / peak:.2f}; goal >= 0.55", flush=True)
+        steps = itertools.count()
+        spent = seconds(lambda p=parts, s=steps: projected(p, next(s)), repeats=repeats)
+        rate = 2 * linear_operations(parts, first_layer) / spent
+        name = "all blocks" if first_layer == 0 else f"blocks from {first_layer} on"
+        print(f"projected step / matmul peak, {name}: {rate / peak:.2f}; goal >= 0.50", flush=True)
+
+
+def measure_costs(pool: list[Record], repeats: int) -> None:
+    for K in (256, 1024, 4096, 32768):
+        with scratch() as folder:
+            parts = first_order(pool, folder, lora_first_layer=15, directions_per_step=K)
+        projected(parts, 0)
+        ratio = paired_ratio(
+            lambda i, p=parts: projected(p, i), lambda _, p=parts: gradients(p), repeats=repeats
+        )
+        report(f"pass with K={K} / pass without projection", ratio, "<= 1.15 at K=1024")
+    with scratch() as folder, scratch() as other:
+        small = first_order(pool, folder, lora_first_layer=15)
+        double = first_order([*pool, *pool], other, lora_first_layer=15)
+        for parts in (small, double):
+            projected(parts, 0)
+        ratio = paired_ratio(
+            lambda i: projected(double, i), lambda i: projected(small, i), repeats=repeats
+        )
+        report("pass at 2 N / pass at N", ratio, "2.0 (linear)")
+    with scratch() as folder, scratch() as other:
+        wide = first_order(pool, folder, lora_first_layer=15, lora_rank=64)
+        many = first_order(pool, other, lora_first_layer=15, num_subsets=4096)
+        for parts in (wide, many):
+            projected(parts, 0)
+        ratio = paired_ratio(
+            lambda i: projected(wide, i), lambda i: projected(small, i), repeats=repeats
+        )
+        report("pass at 8 d / pass at d", ratio, "none stated")
+        ratio = paired_ratio(
+            lambda i: projected(many, i), lambda i: projected(small, i), repeats=repeats
+        )
+        report("pass at M=4096 / pass at M=128", ratio, "none stated")
+
+
+def measure_memory(num_records: int) -> None:
+    peak = {}
+    for factor in (1, 4):
+        command = [sys.executable, __file__, "--memory-of", str(factor * num_records)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        peak[factor] = int(output.split()[-1])
+    print(f"peak memory at 4 N / at N (N = {num_records}): {peak[4] / peak[1]:.3f}; goal flat")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory-of", type=int)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        with scratch() as folder:
+            projected(first_order(movie_reviews(arguments.memory_of), folder), 0)
+        print(peak_memory_bytes())
+        return
+    pool = movie_reviews(arguments.records)
+    measure_utilisation(pool, arguments.repeats)
+    measure_costs(pool, arguments.repeats)
+    measure_memory(arguments.records)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Accuracy on SST-2 with and without privacy, and the cost of getting there.
+
+Run: python benchmarks/sst2.py --data FOLDER --output RESULTS [--records 1000] [--seeds 0 1 2]
+         [--methods zero-shot adamw adamw-half pac pac-skip pac-flip pac-k1024 ... zeroth mezo]
+     python benchmarks/sst2.py --output RESULTS --table
+
+FOLDER holds train.tsv, dev.tsv and test.tsv (sentence, tab, 0 or 1; no header). Each finished run
+is one line of RESULTS (JSON Lines), so that an interrupted series goes on where it stopped.
+SmolLM2-135M, LoRA r = 8 on query and value; the PAC runs train B in the upper 15 blocks. Seconds
+are those of training alone, without loading and scoring. A forward pass over the training sentences
+counts 1, a forward and backward pass 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from common import TASK, Parts, assemble_run, scratch, take_step
+from sordino.data import Record
+from sordino.training.evaluate import evaluate_objective
+from sordino.training.setup import choose_task, encode_records
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sordino.gradients.objectives import AbstractObjective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How one row of the table is trained."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    learning_rates: tuple[float, ...] = ()  # AdamW: the best on dev is taken
+    uses_half: bool = False
+    cost_per_step: float = 3.0  # forward equivalents, of the whole pool
+
+
+PAC = {"estimator": "first-order", "lora_first_layer": 15}
+ZEROTH = {"estimator": "zeroth-order", "clip": 25.0}
+ADAMW = (3e-4, 1e-3)
+METHODS = {
+    "zero-shot": Method(settings={"num_steps": 0}),
+    "adamw": Method(learning_rates=ADAMW),
+    "adamw-half": Method(learning_rates=ADAMW, uses_half=True),
+    "pac": Method(settings=PAC),
+    "pac-skip": Method(settings=PAC | {"on_disagreement": "skip"}),
+    "pac-flip": Method(settings=PAC | {"unanimity_flip": 0.35}),
+    "pac-k256": Method(settings=PAC | {"directions_per_step": 256}),
+    "pac-k1024": Method(settings=PAC | {"directions_per_step": 1024}),
+    "pac-k16384": Method(settings=PAC | {"directions_per_step": 16384}),
+    "pac-k1024-flip": Method(settings=PAC | {"directions_per_step": 1024, "unanimity_flip": 0.35}),
+    "zeroth": Method(settings=ZEROTH | {"num_steps": 80, "learning_rate": 5e-3}, cost_per_step=2.0),
+    "mezo": Method(
+        settings=ZEROTH | {"guarantee": "none", "num_steps": 80, "learning_rate": 5e-3},
+        cost_per_step=2.0,
+    ),
+}
+EPOCHS = 3
+
+
+def read_sentences(path: Path) -> list[Record]:
+    """Returns the sentences of one file."""
+    rows = [line.rsplit("\t", 1) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [Record(text, label.strip(), (), i + 1) for i, (text, label) in enumerate(rows)]
+
+
+def split(folder: Path, num_records: int, seed: int) -> tuple[list[Record], ...]:
+    """Returns training, dev and test sentences; none of the latter two is a training sentence."""
+    sentences = read_sentences(folder / "train.tsv")
+    chosen = np.random.default_rng(seed).permutation(len(sentences))[:num_records]
+    train = [sentences[i] for i in chosen]
+    known = {record.prompt for record in train}
+    dev, test = (
+        [r for r in read_sentences(folder / name) if r.prompt not in known]
+        for name in ("dev.tsv", "test.tsv")
+    )
+    return train, dev, test
+
+
+def objective_of(parts: Parts, records: list[Record], pool: list[Record]) -> AbstractObjective:
+    """Returns the objective over other records of the same task."""
+    task = choose_task(TASK, pool)
+    return encode_records(task, records, parts.loaded, TASK).objective
+
+
+def accuracy(parts: Parts, objective: AbstractObjective) -> float:
+    scores = evaluate_objective(objective, parts.language_model, tokens_per_batch=2048)
+    return scores["accuracy"]
+
+
+def train_adamw(parts: Parts, learning_rate: float, seed: int) -> Iterator[None]:
+    """Trains the adapter with AdamW, linear decay, batches of 32; yields after each epoch."""
+    parameters = list(parts.session.space.tensors.values())
+    for parameter in parameters:
+        parameter.requires_grad_(requires_grad=True)
+    count = len(parts.objective.lengths)
+    num_batches = math.ceil(count / 32)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, EPOCHS * num_batches)
+    order = np.random.default_rng(seed)
+    for _ in range(EPOCHS):
+        for batch in np.array_split(order.permutation(count), num_batches):
+            parts.objective.losses(parts.language_model, batch.tolist()).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        yield
+
+
+def train_sordino(parts: Parts) -> Iterator[None]:
+    """Takes the run's own steps; yields after each."""
+    for step in range(parts.session.header.num_steps):
+        take_step(parts, step)
+        yield
+
+
+def run(method: Method, splits: tuple[list[Record], ...], seed: int) -> dict[str, Any]:
+    """Returns the measurements of one run."""
+    pool, dev, test = splits
+    if method.uses_half:
+        pool = pool[: len(pool) // 2]
+    candidates: list[dict[str, Any]] = []
+    for learning_rate in method.learning_rates or (None,):
+        settings: dict[str, Any] = dict(method.settings)
+        if learning_rate is not None:
+            settings = {"estimator": "first-order", "lora_factors": "both"}
+        num_steps = settings.pop("num_steps", None)
+        if num_steps:
+            settings["num_steps"] = num_steps
+        with scratch() as folder:
+            parts = assemble_run(pool, folder, seed=seed, **settings)
+            dev_objective = objective_of(parts, dev, pool)
+            if num_steps == 0:
+                steps: Iterator[None] = iter(())
+            elif learning_rate is not None:
+                steps = train_adamw(parts, learning_rate, seed)
+            else:
+                steps = train_sordino(parts)
+            curve, spent, began = [], 0.0, time.perf_counter()
+            every = max(1, parts.session.header.num_steps // 8)
+            for number, _ in enumerate(steps, 1):
+                spent += time.perf_counter() - began
+                if number % every == 0 or number == parts.session.header.num_steps:
+                    curve.append((number, round(spent), accuracy(parts, dev_objective)))
+                    print("  pass or step, seconds, dev accuracy:", *curve[-1], flush=True)
+                began = time.perf_counter()
+            test_accuracy = accuracy(parts, objective_of(parts, test, pool))
+        candidates.append(
+            {
+                "test": test_accuracy,
+                "dev": curve[-1][2] if curve else None,
+                "seconds": round(spent),
+                "forward_equivalents": len(curve) and curve[-1][0] * method.cost_per_step,
+                "released_bits": _released_bits(parts) if learning_rate is None else None,
+                "learning_rate": learning_rate or parts.session.header.learning_rates[0],
+                "curve": curve,
+            }
+        )
+    return max(candidates, key=lambda c: c["dev"] or 0.0)
+
+
+def _released_bits(parts: Parts) -> int:
+    """Returns how many symbols left the building."""
+    return sum(step.integers.size for step in parts.session.steps)
+
+
+def print_table(lines: list[dict[str, Any]]) -> None:
+    """Prints mean test accuracy with a 95% interval over sentences (and seeds), by method."""
+    print("records | method | seeds | test accuracy % | dev % | forward equivalents | seconds")
+    for records in sorted({line["records"] for line in lines}):
+        for method in METHODS:
+            rows = [x for x in lines if (x["records"], x["method"]) == (records, method)]
+            if not rows:
+                continue
+            tests = np.array([x["test"] for x in rows])
+            sampling = tests.mean() * (1 - tests.mean()) / 1821  # the same test set for all seeds
+            seeds = tests.var(ddof=1) / len(tests) if len(tests) > 1 else 0.0
+            half = 1.96 * math.sqrt(sampling + seeds)
+            devs = [x["dev"] for x in rows if x["dev"] is not None]
+            dev = f"{100 * np.mean(devs):.1f}" if devs else "-"
+            cost = np.mean([x["forward_equivalents"] for x in rows])
+            spent = np.mean([x["seconds"] for x in rows])
+            print(
+                f"{records} | {method} | {len(rows)} | {100 * tests.mean():.1f} +- {100 * half:.1f}"
+                f" | {dev} | {cost:.0f} | {spent:.0f}"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--records", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    lines = []
+    if arguments.output.exists():
+        lines = [json.loads(line) for line in arguments.output.read_text().splitlines()]
+    if arguments.table:
+        print_table(lines)
+        return
+    done = {(x["records"], x["seed"], x["method"]) for x in lines}
+    for seed in arguments.seeds:
+        splits = split(arguments.data, arguments.records, seed)
+        for name in arguments.methods:
+            if (arguments.records, seed, name) in done:
+                continue
+            print(f"{name}, seed {seed}, {arguments.records} sentences", flush=True)
+            line = {"records": arguments.records, "seed": seed, "method": name}
+            line |= run(METHODS[name], splits, seed)
+            with arguments.output.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
