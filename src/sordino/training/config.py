@@ -57,6 +57,14 @@ RECIPES = {
         directions_per_step=4096,
         direction_kind="hadamard",
     ),
+    # nothing here is measured yet; one step moves a weight by about 1e-4
+    ("first-order", "full"): Recipe(
+        num_steps=6,
+        learning_rate=0.01,
+        clip=1.0,
+        directions_per_step=4096,
+        direction_kind="kronecker",
+    ),
     ("zeroth-order", "lora"): Recipe(
         num_steps=1000,
         learning_rate=1e-3,
@@ -118,7 +126,18 @@ class TuneConfig:
             require_positive("perturbation", self.perturbation)
         if self.batch_size is not None:
             require_integer("batch_size", self.batch_size, 1)
+        self._check_directions()
         self._check_budget()
+
+    def _check_directions(self) -> None:
+        """Raises if all weights are to be trained along directions that the estimator has not."""
+        is_kronecker = self.direction_kind == "kronecker"
+        if self.adapter == "full" and is_kronecker != (self.estimator == "first-order"):
+            needed = "rademacher or gaussian" if is_kronecker else "kronecker"
+            raise InvalidParameterError(
+                f"--adapter full with --estimator {self.estimator} takes --direction-kind {needed}, "
+                f"got {self.direction_kind}."
+            )
 
     def _check_budget(self) -> None:
         """Raises if the mutual-information budget is negative, vacuous or without use."""
@@ -156,10 +175,4 @@ def find_recipe(estimator: str, adapter: str) -> Recipe:
     """Returns the defaults of an estimator for an adapter kind."""
     require_one_of("estimator", estimator, ESTIMATORS)
     require_one_of("adapter", adapter, ADAPTERS)
-    recipe = RECIPES.get((estimator, adapter))
-    if recipe is None:
-        raise InvalidParameterError(
-            f"--estimator {estimator} does not cover --adapter {adapter} yet: use --adapter lora, "
-            "or --estimator zeroth-order."
-        )
-    return recipe
+    return RECIPES[estimator, adapter]

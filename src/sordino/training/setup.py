@@ -22,7 +22,9 @@ from sordino.data import (
     plan_batches,
     read_records,
 )
+from sordino.gradients.copied import CopiedParameterSpace
 from sordino.gradients.estimators import ZerothOrderEstimator
+from sordino.gradients.ghost import GhostEstimator
 from sordino.gradients.objectives import (
     ClassificationObjective,
     CompletionObjective,
@@ -218,6 +220,8 @@ def make_language_model(
         num_frozen_blocks: Blocks below the first adapted one; 0 when all weights are trained.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if isinstance(space, CopiedParameterSpace):
+        causal_lm = space.model  # the weights in the compute dtype
     prefix = FrozenPrefix.find(causal_lm, num_frozen_blocks)
     return LanguageModel(causal_lm, loaded.tokenizer.pad_token_id, space.rows, prefix)
 
@@ -239,6 +243,10 @@ def make_estimator(
 ) -> AbstractEstimator:
     """Returns the estimator that the settings name."""
     perturbation = find_perturbation(config, dtype)
+    if isinstance(space, CopiedParameterSpace):
+        return GhostEstimator(
+            language_model, objective, space.computing, space.directions, clip=config.clip
+        )
     if perturbation is None:
         return FirstOrderEstimator(language_model, objective, space, clip=config.clip)
     return ZerothOrderEstimator(
