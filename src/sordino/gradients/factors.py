@@ -162,10 +162,10 @@ class Factors:
         result = self.right.new_zeros(len(self.spans), num_rows, width)
         for total, (start, stop) in zip(result, self.spans, strict=True):
             left, right = self.left[slice(start, stop)], self.right[start:stop]
+            added = right if left.values is None else left.values.T @ right
             if left.columns is None:
-                total += _known(left.values).T @ right
+                total.add_(added)
             else:
-                added = right if left.values is None else left.values.T @ right
                 total.index_add_(0, left.columns, added)
         return result
 

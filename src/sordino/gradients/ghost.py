@@ -44,8 +44,8 @@ class GhostEstimator(AbstractEstimator):
         clip: Largest Euclidean norm of one record's gradient.
 
     Raises:
-        InvalidParameterError: If a tensor belongs to a module that is not covered, or the directions
-            are of another kind.
+        InvalidParameterError: If a tensor belongs to a module that is not covered, or the
+            directions are of another kind.
 
     Source:
         Ghost norms: arXiv:2205.10683v3 (mixed by cost, layer by layer); projecting on directions of
@@ -102,9 +102,7 @@ class GhostEstimator(AbstractEstimator):
             Shapes (batch_size,), float64, and (batch_size, num_directions), float32.
         """
         sums = _Sums(self._directions, step, len(records), self._model.device, self._watcher)
-        self._watcher.run(
-            lambda: self._objective.losses(self._model, records), len(records), sums
-        )
+        self._watcher.run(lambda: self._objective.losses(self._model, records), len(records), sums)
         return sums.finish()
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_ENTRIES_AT_ONCE = 2**22  # of a padded block of a sum; 32 MiB as float64
+_ENTRIES_AT_ONCE = 2**22  # of a padded block of a sum, a power of two; 32 MiB as float64
 _MIXING_ROUNDS = 3
 _LOW_BITS = 9  # rows of a large Hadamard matrix are products of rows of two small ones
 
@@ -210,8 +210,8 @@ def _make_public(
 def _shuffled(count: int, num_bits: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Returns the first `count` places of a keyed permutation of range(2**num_bits), repeating.
 
-    Multiplying by an odd number, adding, and folding high bits into low ones are one to one. Sorting
-    2**26 keys, as `public_permutation` would, takes many times longer than the step's sums.
+    Multiplying by an odd number, adding, and folding high bits into low ones are one to one.
+    Sorting 2**26 keys, as `public_permutation` would, takes longer than the step's sums.
     """
     mask, shift = np.uint64(2**num_bits - 1), np.uint64((num_bits + 1) // 2)
     places = np.arange(count, dtype=np.uint64) & mask

@@ -95,7 +95,9 @@ class UseWatcher(TorchFunctionMode):
         self.supports: dict[str, list[torch.Tensor | None]] = {}
         owners: dict[str, set[bool]] = {name: set() for name in self._tensors}
         for module in model.modules():
-            own = [self._names[id(p)] for p in module.parameters(recurse=False) if id(p) in self._names]
+            own = [
+                self._names[id(p)] for p in module.parameters(recurse=False) if id(p) in self._names
+            ]
             if own:
                 is_layer = _is_layer(module)
                 for name in own:
@@ -159,8 +161,10 @@ class UseWatcher(TorchFunctionMode):
             raise RuntimeError("no pass is running.")
         return self._pass
 
-    def _derive(self, func: Any, sources: list[_Source], args: tuple[Any, ...], result: Any) -> None:
-        """Remembers that `result` is a trainable tensor in another dtype, or rows of one."""
+    def _derive(
+        self, func: Any, sources: list[_Source], args: tuple[Any, ...], result: Any
+    ) -> None:
+        """Remembers a trainable tensor in another dtype, or chosen rows of one."""
         source = sources[0]
         is_whole = source.rows is None
         if func in _CASTS and len(sources) == 1 and args[0] is source.tensor:
@@ -257,23 +261,14 @@ class UseWatcher(TorchFunctionMode):
         return _noted(output, collect)
 
     def _on_embedding(
-        self,
-        tokens: torch.Tensor,
-        weight: torch.Tensor,
-        padding_idx: int | None = None,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,  # noqa: FBT001, FBT002 - the signature of torch
-        sparse: bool = False,  # noqa: FBT001, FBT002
+        self, tokens: torch.Tensor, weight: torch.Tensor, **options: Any
     ) -> torch.Tensor:
         """Looks tokens or positions up; notes output gradients and tokens."""
         self._note_length(tokens, 2)
         source, num_records = self._source(weight), self._now.num_records
         if source is None:
-            return F.embedding(
-                tokens, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
-            )
-        if source.rows is not None or max_norm is not None or scale_grad_by_freq:
+            return F.embedding(tokens, weight, **options)
+        if source.rows is not None or options["max_norm"] or options["scale_grad_by_freq"]:
             raise self._refusal(source, "an embedding with max_norm or scale_grad_by_freq")
         if tokens.ndim == 2 and len(tokens) == 1:  # positions, the same for all records
             tokens = tokens.expand(num_records, -1)
@@ -282,7 +277,8 @@ class UseWatcher(TorchFunctionMode):
         places = tokens.detach().reshape(-1)
         spans = Spans.even(num_records, tokens.shape[1])
         number = self._count(_Source(source.name, source.tensor, places))
-        is_padding = None if padding_idx is None else places == padding_idx % len(weight)
+        padding = options["padding_idx"]
+        is_padding = None if padding is None else places == padding % len(weight)
         sink = self._now.sink
 
         def collect(gradient: torch.Tensor) -> None:
@@ -332,7 +328,9 @@ class UseWatcher(TorchFunctionMode):
             spans = self._spans(inputs, source, type(module).__name__)
             if spans.length is None or len(output) != len(inputs):
                 raise self._refusal(source, f"{type(module).__name__} on records of many lengths")
-            shape = (len(spans), -1, *output.shape[1:]) if len(output) != len(spans) else output.shape
+            shape = (
+                (len(spans), -1, *output.shape[1:]) if len(output) != len(spans) else output.shape
+            )
 
             def collect(gradient: torch.Tensor) -> None:
                 rows = inputs.reshape(len(spans), -1, *inputs.shape[1:])

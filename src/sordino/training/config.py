@@ -135,8 +135,8 @@ class TuneConfig:
         if self.adapter == "full" and is_kronecker != (self.estimator == "first-order"):
             needed = "rademacher or gaussian" if is_kronecker else "kronecker"
             raise InvalidParameterError(
-                f"--adapter full with --estimator {self.estimator} takes --direction-kind {needed}, "
-                f"got {self.direction_kind}."
+                f"--adapter full with --estimator {self.estimator} takes --direction-kind "
+                f"{needed}, got {self.direction_kind}."
             )
 
     def _check_budget(self) -> None:
