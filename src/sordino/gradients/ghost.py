@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sordino.gradients.factors import Factors
     from sordino.gradients.objectives import AbstractObjective, LanguageModel
 
-_ENTRIES_AT_ONCE = 2**22
+_ENTRIES_AT_ONCE = 2**20  # of a layer's projections; larger is slower on processors
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -150,7 +150,10 @@ class _Sums(AbstractGradientSink):
         directions, step = self._directions, self._step
         left, right = factors.left, factors.right
         shape = matrix_shape(directions.shapes[name])
-        at_once = _ENTRIES_AT_ONCE // max(directions.num_directions, *map(padded_length, shape))
+        widest = max(directions.num_directions, padded_length(shape[1]))
+        if left.columns is None:
+            widest = max(widest, padded_length(shape[0]))
+        at_once = _ENTRIES_AT_ONCE // widest
         part_at = None
         if left.values is not None and left.columns is not None:
             part_at = directions.left_at(step, name, left.columns)

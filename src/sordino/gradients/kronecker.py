@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_ENTRIES_AT_ONCE = 2**22  # of a padded block of a sum, a power of two; 32 MiB as float64
+_ENTRIES_AT_ONCE = 2**17  # of a block of a sum or transform, a power of two; it fits in a cache
 _MIXING_ROUNDS = 3
+_CPU = torch.device("cpu")
 _LOW_BITS = 9  # rows of a large Hadamard matrix are products of rows of two small ones
+_LOW_MASK = 2**_LOW_BITS - 1
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -116,29 +118,26 @@ class KroneckerDirections(AbstractDirectionSet):
             padded = part.new_zeros(part.shape[0], height, width)
             padded[:, :rows, :columns] = part
             transformed = walsh_hadamard(padded.reshape(part.shape[0], -1))
-            result.append(transformed[:, public.row * width + public.column])
+            result.append(transformed.index_select(1, public.row * width + public.column))
         return torch.cat(result) * public.signs
 
     def left(self, step: int, name: str, values: torch.Tensor) -> torch.Tensor:
         """Returns inner products with the K left factors, (n, rows) -> (n, K), float32."""
         public = self._public(step, name, values.device)
-        return _transform(values, public.row_signs)[:, public.row]
+        return _transform(values, public.row_signs).index_select(1, public.row)
 
     def left_at(self, step: int, name: str, indices: torch.Tensor) -> torch.Tensor:
         """Returns the K left factors at some rows of a tensor, (n,) -> (n, K), float32."""
         public = self._public(step, name, indices.device)
-        low_mask = 2**_LOW_BITS - 1
-        low = hadamard_matrix(_LOW_BITS).to(indices.device)
-        high_bits = max(padded_length(len(public.row_signs)).bit_length() - 1 - _LOW_BITS, 0)
-        high = hadamard_matrix(high_bits).to(indices.device)
-        columns = low[:, public.row & low_mask][indices & low_mask]
-        columns = columns * high[:, public.row >> _LOW_BITS][indices >> _LOW_BITS]
+        low, high = _row_tables(public)
+        columns = low[indices & _LOW_MASK] * high[indices >> _LOW_BITS]
         return columns * public.row_signs[indices, None]
 
     def right(self, step: int, name: str, values: torch.Tensor) -> torch.Tensor:
         """Returns inner products with the K right factors, (n, columns) -> (n, K), float32."""
         public = self._public(step, name, values.device)
-        return _transform(values, public.column_signs)[:, public.column] * public.signs
+        found = _transform(values, public.column_signs).index_select(1, public.column)
+        return found.mul_(public.signs)
 
     def combine(self, step: int, weights: NDArray[np.int32]) -> NDArray[np.float64]:
         """Returns the weighted sum of all directions by one transform a tensor, exact."""
@@ -174,24 +173,21 @@ class KroneckerDirections(AbstractDirectionSet):
             signs = public.row_signs[first : first + height, None] * public.column_signs
             yield first, block * signs
 
-    def _public(self, step: int, name: str, device: torch.device | None = None) -> _Public:
+    def _public(self, step: int, name: str, device: torch.device = _CPU) -> _Public:
         """Returns the public numbers of one step and tensor."""
-        shape = matrix_shape(self.shapes[name])
-        public = _make_public(self.seed, step, name, shape, self.num_directions)
-        if device is None or device.type == "cpu":
-            return public
-        return _Public(
-            public.row_signs.to(device),
-            public.column_signs.to(device),
-            public.row.to(device),
-            public.column.to(device),
-            public.signs.to(device),
-        )
+        shape, count = matrix_shape(self.shapes[name]), self.num_directions
+        return _make_public(self.seed, step, name, shape=shape, num_directions=count, device=device)
 
 
 @lru_cache(maxsize=1024)
 def _make_public(
-    seed: int, step: int, name: str, shape: tuple[int, int], num_directions: int
+    seed: int,
+    step: int,
+    name: str,
+    *,
+    shape: tuple[int, int],
+    num_directions: int,
+    device: torch.device,
 ) -> _Public:
     """Returns signs and distinct pairs of columns for one step and tensor."""
     rows, columns = shape
@@ -204,7 +200,16 @@ def _make_public(
     ]
     keys = public_keys(seed, "kronecker-pairs", label, 2 * _MIXING_ROUNDS)
     pairs = torch.from_numpy(_shuffled(num_directions, num_bits, keys).astype(np.int64))
-    return _Public(signs[0], signs[1], pairs // width, pairs % width, signs[2])
+    found = (signs[0], signs[1], pairs // width, pairs % width, signs[2])
+    return _Public(*(values.to(device) for values in found))
+
+
+@lru_cache(maxsize=2)  # it serves every batch of a step
+def _row_tables(public: _Public) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns two tables whose products, by low and high bits of a row, are the left factors."""
+    high_bits = max(padded_length(len(public.row_signs)).bit_length() - 1 - _LOW_BITS, 0)
+    low, high = (hadamard_matrix(bits).to(public.row.device) for bits in (_LOW_BITS, high_bits))
+    return low[:, public.row & _LOW_MASK], high[:, public.row >> _LOW_BITS]
 
 
 def _shuffled(count: int, num_bits: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
