@@ -161,12 +161,12 @@ class Factors:
             return left.mT @ self.right.reshape(len(self.spans), length, width)
         result = self.right.new_zeros(len(self.spans), num_rows, width)
         for total, (start, stop) in zip(result, self.spans, strict=True):
-            left, right = self.left[slice(start, stop)], self.right[start:stop]
-            added = right if left.values is None else left.values.T @ right
-            if left.columns is None:
+            part, right = self.left[slice(start, stop)], self.right[start:stop]
+            added = right if part.values is None else part.values.T @ right
+            if part.columns is None:
                 total.add_(added)
             else:
-                total.index_add_(0, left.columns, added)
+                total.index_add_(0, part.columns, added)
         return result
 
 

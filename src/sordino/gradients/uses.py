@@ -35,7 +35,7 @@ def with_records(rows: torch.Tensor, records: torch.Tensor) -> torch.Tensor:
         records: Number within the batch of each row's record, shape (num_rows,), ascending.
     """
     if has_torch_function((rows,)):
-        return handle_torch_function(with_records, (rows,), rows, records)  # type: ignore[no-any-return]
+        return handle_torch_function(with_records, (rows,), rows, records)
     return rows
 
 
@@ -172,7 +172,9 @@ class UseWatcher(TorchFunctionMode):
         elif func is torch.Tensor.__getitem__ and is_whole and _is_index(args[1]):
             self._now.derived[id(result)] = _Source(source.name, result, args[1])
         else:
-            raise self._refusal(source, getattr(func, "__name__", str(func)))
+            is_attribute = getattr(func, "__name__", "") == "__get__"
+            name = getattr(func.__self__ if is_attribute else func, "__name__", str(func))
+            raise self._refusal(source, f".{name}" if is_attribute else name)
 
     def _refusal(self, source: _Source, what: str) -> InvalidParameterError:
         """Returns the error for a use that is not covered."""

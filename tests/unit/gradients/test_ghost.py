@@ -50,6 +50,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("opt", {}),
     "gemma2": ("gemma2", {}),
     "phi": ("phi", {}),
+    "qwen3": ("qwen3", {}),  # norms of queries and keys, head by head
+    "gemma3": ("gemma3", {}),  # a scaled, tied embedding
 }
 
 
@@ -412,6 +414,12 @@ def test_other_uses_are_refused_by_name(model: torch.nn.Module, words: str) -> N
     with pytest.raises(InvalidParameterError, match=words + r".*Use --adapter lora") as error:
         direct_estimator(model).measure(STEP, range(3))
     assert str(error.value).startswith("first order")
+
+
+def test_an_architecture_with_its_own_product_is_refused_by_name() -> None:
+    """Falcon multiplies by weight.T itself: found when the tensor is touched, and said."""
+    with pytest.raises(InvalidParameterError, match=r"query_key_value\.weight is used by \.T in"):
+        make_estimator(make_model("falcon"), "completion").measure(STEP, [0, 1])
 
 
 def test_tensors_of_no_module_and_of_large_modules_are_refused() -> None:
