@@ -29,7 +29,7 @@ class FirstOrderEstimator(AbstractEstimator):
     Args:
         model: The language model.
         objective: Differentiable losses per record.
-        space: Trainable tensors; each must be the weight of a linear layer without bias.
+        space: Trainable tensors of linear layers, embeddings and norms.
         clip: Largest Euclidean norm of one record's gradient.
     """
 
