@@ -80,6 +80,7 @@ def assemble_run(
         "direction_kind": recipe.direction_kind,
         "batch_size": None,
         "adapter": adapter,
+        "shared_weight": None,
         "seed": 0,
     }
     rank = changes.pop("lora_rank", 8)

@@ -82,6 +82,7 @@ def gradients(parts: Parts) -> None:
     """Takes one forward and backward pass: clipped per-record gradients, not projected."""
     estimator = parts.session.estimator
     assert isinstance(estimator, FirstOrderEstimator)
+    estimator.begin_step()
     for batch in parts.session.plan.batches(0):
         estimator.clipped_gradients(batch)
 

@@ -35,6 +35,13 @@ def make_model(name: str, seed: int = 0, **changes: Any) -> Any:
     settings: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "llama": (hf.LlamaConfig, hf.LlamaForCausalLM, {"num_key_value_heads": 2}),
         "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM, {"num_key_value_heads": 2}),
+        "qwen3": (hf.Qwen3Config, hf.Qwen3ForCausalLM, {"num_key_value_heads": 2, "head_dim": 8}),
+        "gemma3": (
+            hf.Gemma3TextConfig,
+            hf.Gemma3ForCausalLM,
+            {"num_key_value_heads": 2, "head_dim": 8},
+        ),
+        "falcon": (hf.FalconConfig, hf.FalconForCausalLM, {}),  # multiplies by weight.T itself
         "phi": (hf.PhiConfig, hf.PhiForCausalLM, {}),  # its output layer has a bias
         "gemma2": (
             hf.Gemma2Config,

@@ -69,6 +69,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[
         "mi": SMALL | {"mutual_information": 0.1, "batch_size": 7},
         "one-batch": SMALL | {"guarantee": "none", "tokens_per_batch": 10**6},
         "full": SMALL | {"guarantee": "none", "adapter": "full", "learning_rate": 0.001},
+        "first-order-full": SMALL
+        | OPEN
+        | {"estimator": "first-order", "adapter": "full", "directions_per_step": 8},
         "taken": SMALL,
         "nothing-moves": SMALL | {"learning_rate": 1e-50},
         "disk": SMALL,
@@ -85,7 +88,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[
     return {"root": root, "plan": plan, "said": said, "errors": done.stderr}
 
 
-@pytest.mark.parametrize("name", ["open", "first-order", "one-batch", "full"])
+@pytest.mark.parametrize("name", ["open", "first-order", "one-batch", "full", "first-order-full"])
 def test_two_processes_give_the_bytes_of_one(
     name: str, answers: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -181,8 +181,8 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("directions_per_step",),
     ),
     "first order in full": (
-        {"estimator": "first-order", "adapter": "full"},
-        ("--adapter lora", "--estimator zeroth-order"),
+        {"estimator": "first-order", "adapter": "full", "direction_kind": "rademacher"},
+        ("--direction-kind kronecker", "rademacher"),
     ),
     "Hadamard in full": (
         {"adapter": "full", "direction_kind": "hadamard", "dtype": "bfloat16"},

@@ -63,6 +63,7 @@ OPEN = {
     "learning_rate_schedule",
     "weight_decay",
     "seed",
+    "shared_weight",
     "task",
     "validation",
     "adapter",

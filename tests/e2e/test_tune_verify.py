@@ -70,6 +70,8 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "first-order": FIRST_ORDER,
     "first-order-skip": FIRST_ORDER | {"on_disagreement": "skip", "direction_kind": "rademacher"},
     "first-order-gaussian": FIRST_ORDER | {"direction_kind": "gaussian"},
+    "first-order-kronecker": FIRST_ORDER | {"direction_kind": "kronecker"},
+    "zeroth-order-kronecker": {"direction_kind": "kronecker", "directions_per_step": 2},
     "first-order-mi": FIRST_ORDER | MI,
     "first-order-none": FIRST_ORDER | {"guarantee": "none"},
     "first-order-both-factors": FIRST_ORDER | {"lora_factors": "both"},

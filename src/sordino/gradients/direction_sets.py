@@ -22,11 +22,11 @@ from sordino.core.errors import InvalidParameterError
 from sordino.gradients.hadamard import padded_length, walsh_hadamard
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-ALL_DIRECTION_KINDS = (*DIRECTION_KINDS, "hadamard")
+ALL_DIRECTION_KINDS = (*DIRECTION_KINDS, "hadamard", "kronecker")
 _MAX_GAUSSIAN = 4.4  # largest of the 65,536 levels
 _DIRECTIONS_AT_ONCE = 32
 _LARGEST_HADAMARD = 2**24
@@ -186,11 +186,24 @@ def _signs_and_rows(
 
 
 def make_direction_set(
-    kind: str, seed: int, sizes: Mapping[str, int], num_directions: int
+    kind: str, seed: int, shapes: Mapping[str, int | Sequence[int]], num_directions: int
 ) -> AbstractDirectionSet:
-    """Returns the direction set of the given kind: rademacher, gaussian or hadamard."""
+    """Returns the direction set of the given kind: rademacher, gaussian, hadamard or kronecker.
+
+    Args:
+        kind: One of `ALL_DIRECTION_KINDS`.
+        seed: Public seed.
+        shapes: Shapes of the trainable tensors by name; a number stands for a vector.
+        num_directions: K.
+    """
+    from sordino.gradients.kronecker import KroneckerDirections  # it implements this interface
+
     require_one_of("direction_kind", kind, ALL_DIRECTION_KINDS)
     require_integer("directions_per_step", num_directions, 1)
+    known = {n: (shape,) if isinstance(shape, int) else tuple(shape) for n, shape in shapes.items()}
+    if kind == "kronecker":
+        return KroneckerDirections(seed, known, num_directions)
+    sizes = {name: math.prod(shape) for name, shape in known.items()}
     if kind == "hadamard":
         return HadamardDirections(seed, sizes, num_directions)
     return IndependentDirections(DirectionStream(seed, kind), sizes, num_directions)

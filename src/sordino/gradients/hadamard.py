@@ -33,7 +33,7 @@ def walsh_hadamard(values: torch.Tensor) -> torch.Tensor:
     done = 0
     while done < bits:
         stages = min(_GROUP_BITS, bits - done)
-        matrix = _hadamard_matrix(stages).to(values)
+        matrix = hadamard_matrix(stages).to(values)
         if done == 0:  # contiguous groups: one plain matrix product
             values = values.reshape(-1, 1 << stages) @ matrix
         else:
@@ -43,7 +43,7 @@ def walsh_hadamard(values: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _hadamard_matrix(bits: int) -> torch.Tensor:
+def hadamard_matrix(bits: int) -> torch.Tensor:
     """Returns the Hadamard matrix of order 2**bits."""
     matrix = torch.ones(1, 1)
     for _ in range(bits):

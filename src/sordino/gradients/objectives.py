@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sordino.data.collate import collate
 from sordino.data.tasks import token_f1
+from sordino.gradients.uses import with_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,10 +87,9 @@ class LanguageModel:
             return logits[sequences, positions][:, words].float()
         hidden = self.last_hidden_state(input_ids)[sequences, positions]
         head = self.causal_lm.get_output_embeddings()
-        logits = hidden.float() @ self.rows(head.weight, words).float().T
-        if head.bias is not None:
-            logits = logits + self.rows(head.bias, words).float()
-        return logits
+        rows = self.rows(head.weight, words).float()
+        bias = None if head.bias is None else self.rows(head.bias, words).float()
+        return F.linear(hidden.float(), rows, bias)
 
     def token_log_likelihoods(
         self,
@@ -98,7 +98,14 @@ class LanguageModel:
         positions: torch.Tensor,
         targets: torch.Tensor,
     ) -> torch.Tensor:
-        """Returns log p(target at position + 1) for chosen positions, shape (num_positions,)."""
+        """Returns log p(target at position + 1) for chosen positions, shape (num_positions,).
+
+        Args:
+            input_ids: Shape (batch_size, length).
+            sequences: Row of each position, ascending, shape (num_positions,).
+            positions: Shape (num_positions,).
+            targets: Token ids, shape (num_positions,).
+        """
         if self.has_plain_head:
             states = self.last_hidden_state(input_ids)[sequences, positions]
             head = self.causal_lm.get_output_embeddings()
@@ -108,6 +115,7 @@ class LanguageModel:
         parts = []
         for start in range(0, states.shape[0], _LOGIT_ROWS_AT_ONCE):
             chunk = states[start : start + _LOGIT_ROWS_AT_ONCE]
+            chunk = with_records(chunk, sequences[start : start + _LOGIT_ROWS_AT_ONCE])
             logits = (chunk if head is None else head(chunk)).float()
             wanted = targets[start : start + _LOGIT_ROWS_AT_ONCE]
             parts.append(-F.cross_entropy(logits, wanted, reduction="none"))

@@ -6,42 +6,34 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sordino.core.errors import InvalidParameterError
-from sordino.gradients.attention import CausalAttentionMode
+from sordino.gradients.uses import AbstractGradientSink, UseWatcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from sordino.gradients.factors import Factors
 
-class PerRecordGradients:
-    """Per-record gradients of linear layers, from one backward pass over a batch.
+
+class PerRecordGradients(AbstractGradientSink):
+    """Per-record gradients of linear layers, embeddings and norms, side by side in one tensor.
 
     Args:
         model: The module whose forward pass the loss runs.
         tensors: Trainable parameters by name, in the order of the flat gradient.
 
     Raises:
-        InvalidParameterError: If a trainable tensor is not the weight of a linear layer.
+        InvalidParameterError: If a trainable tensor belongs to a module that is not covered.
     """
 
     def __init__(self, model: torch.nn.Module, tensors: Mapping[str, torch.nn.Parameter]) -> None:
         self._tensors = dict(tensors)
         self._num_params = sum(p.numel() for p in self._tensors.values())
         self._buffer: torch.Tensor | None = None
-        owners = {
-            id(module.weight): module
-            for module in model.modules()
-            if isinstance(module, torch.nn.Linear) and module.bias is None
-        }
+        self._watcher = UseWatcher(model, self._tensors)
+        self._places: dict[str, slice] = {}
         offset = 0
         for name, parameter in self._tensors.items():
-            layer = owners.get(id(parameter))
-            if layer is None:
-                raise InvalidParameterError(
-                    f"the first-order estimator covers the weights of linear layers in an adapter; "
-                    f"{name} is something else. Use --adapter lora, or --estimator zeroth-order."
-                )
-            self._install(layer, offset)
+            self._places[name] = slice(offset, offset + parameter.numel())
             offset += parameter.numel()
 
     def compute(self, losses: Callable[[], torch.Tensor], batch_size: int) -> torch.Tensor:
@@ -49,33 +41,16 @@ class PerRecordGradients:
         device = next(iter(self._tensors.values())).device
         self._buffer = torch.zeros(batch_size, self._num_params, device=device)
         try:
-            for parameter in self._tensors.values():
-                parameter.requires_grad_(requires_grad=True)
-            with torch.enable_grad(), CausalAttentionMode():
-                losses().sum().backward()
+            self._watcher.run(losses, batch_size, self)
             return self._buffer
         finally:
             self._buffer = None
-            for parameter in self._tensors.values():
-                parameter.requires_grad_(requires_grad=False)
-                parameter.grad = None  # a sum over private records: never kept
 
-    def _install(self, layer: torch.nn.Linear, offset: int) -> None:
-        """Makes one layer write its part of the gradient during the backward pass."""
-        end = offset + layer.weight.numel()
+    def add_factors(self, name: str, number: int, factors: Factors) -> None:  # noqa: ARG002
+        """Adds the gradients of one use of a matrix."""
+        self.add_values(name, factors.materialised(self._tensors[name].shape[0]))
 
-        def forward_hook(
-            _layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
-        ) -> None:
-            buffer = self._buffer
-            if buffer is None or not output.requires_grad:
-                return
-            layer_input = inputs[0].detach()
-
-            def gradient_hook(gradient: torch.Tensor) -> None:
-                parts = torch.einsum("bto,bti->boi", gradient.float(), layer_input.float())
-                buffer[:, offset:end] += parts.reshape(parts.shape[0], -1)
-
-            output.register_hook(gradient_hook)
-
-        layer.register_forward_hook(forward_hook)
+    def add_values(self, name: str, values: torch.Tensor) -> None:
+        """Adds what one use gives."""
+        if self._buffer is not None:
+            self._buffer[:, self._places[name]] += values.reshape(len(values), -1)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sordino.gradients.objectives import AbstractObjective, LanguageModel
     from sordino.gradients.parameters import AbstractParameterSpace
+    from sordino.gradients.shared import SharedComponent
 
 
 class FirstOrderEstimator(AbstractEstimator):
@@ -29,8 +30,9 @@ class FirstOrderEstimator(AbstractEstimator):
     Args:
         model: The language model.
         objective: Differentiable losses per record.
-        space: Trainable tensors; each must be the weight of a linear layer without bias.
+        space: Trainable tensors of linear layers, embeddings and norms.
         clip: Largest Euclidean norm of one record's gradient.
+        shared: Weighs down, before clipping, what moves all answers alike; None: nothing is.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class FirstOrderEstimator(AbstractEstimator):
         space: AbstractParameterSpace,
         *,
         clip: float,
+        shared: SharedComponent | None = None,
     ) -> None:
         if not objective.is_differentiable:
             raise InvalidParameterError(
@@ -48,6 +51,7 @@ class FirstOrderEstimator(AbstractEstimator):
         self._model = model
         self._objective = objective
         self._space = space
+        self._shared = shared
         self._clip = require_positive("clip", clip)
         self.bound = self._clip * space.directions.max_norm
         self._gradients = PerRecordGradients(model.causal_lm, space.tensors)
@@ -56,15 +60,23 @@ class FirstOrderEstimator(AbstractEstimator):
         self, step: int, batches: Sequence[Sequence[int]]
     ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
         """Yields projections of clipped per-record gradients."""
+        self.begin_step()
         for batch in batches:
             gradients = self.clipped_gradients(batch)
             yield batch, self._space.directions.project(step, gradients).double().cpu()
+
+    def begin_step(self) -> None:
+        """Looks at public records, where that is wanted; once a step."""
+        if self._shared is not None:
+            self._shared.refresh(self._gradients)
 
     def clipped_gradients(self, records: Sequence[int]) -> torch.Tensor:
         """Returns per-record gradients of norm at most `clip`, (batch_size, num_params) float32."""
         gradients = self._gradients.compute(
             lambda: self._objective.losses(self._model, records), len(records)
         )
+        if self._shared is not None:
+            gradients = self._shared.weigh_down(gradients)
         norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
         factors = (self._clip / norms.clamp_min(1e-30)).clamp_max(1.0)
         # an overflow must not turn into a contribution of 0: NaN is refused when summed

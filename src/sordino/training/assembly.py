@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from sordino.core.checks import require_integer
 from sordino.core.entropy import OperatingSystemEntropy
 from sordino.core.errors import InvalidParameterError, SordinoError
-from sordino.data import ClassificationTask, Record
 from sordino.ledger.ledger import canonical_json
 from sordino.ledger.transcript import TranscriptHeader
 from sordino.training.evaluate import evaluate_objective
 from sordino.training.finish import finish_run
 from sordino.training.leave_one_out import LeaveOneOut
 from sordino.training.loop import Session, open_run, run_steps
-from sordino.training.numerics import PROBE_TEXTS, warn_if_perturbation_does_not_fit
+from sordino.training.numerics import warn_if_perturbation_does_not_fit
+from sordino.training.probes import mixed_probes
 from sordino.training.replay import initial_tensors, make_space
 from sordino.training.setup import (
     BatchPlan,
@@ -28,11 +28,13 @@ from sordino.training.setup import (
     digest_examples,
     encode_records,
     find_perturbation,
+    find_shared_weight,
     load_for_tuning,
     make_estimator,
     make_language_model,
     make_mechanism,
     make_membership,
+    make_shared,
     prepare_full,
     prepare_tensors,
 )
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from sordino.data import Record
     from sordino.gradients.objectives import AbstractObjective, LanguageModel
     from sordino.gradients.parameters import AbstractParameterSpace
     from sordino.ledger.certificate import Certificate
@@ -177,6 +180,7 @@ def assemble(
         tokens_per_batch=request.tokens_per_batch,
         seed=config.seed,
     )
+    shared_weight = find_shared_weight(config, task)
     mechanism = make_mechanism(config, OperatingSystemEntropy(), plan.records_per_step)
     header = _make_header(config, mechanism.encoding, adapter, tensors)
     space = make_space(header, tensors, model=loaded.model, compute_dtype=dtype)
@@ -201,9 +205,17 @@ def assemble(
             num_records=len(pool),
             validation=digest_examples(held_out.examples) if held_out is not None else None,
             dtype=dtype,
+            shared_weight=shared_weight,
         ),
         plan=plan,
-        estimator=make_estimator(config, language_model, encoded.objective, space, dtype=dtype),
+        estimator=make_estimator(
+            config,
+            language_model,
+            encoded.objective,
+            space,
+            dtype=dtype,
+            shared=make_shared(shared_weight, task, request.task, loaded, language_model),
+        ),
         mechanism=mechanism,
         space=space,
         membership=membership,
@@ -264,15 +276,7 @@ def _probe_numerics(
     """Warns if the finite difference does not fit the compute type; looks at public text only."""
     if sum(p.numel() for p in space.tensors.values()) > _LARGEST_PROBED:
         return
-    if isinstance(task, ClassificationTask):
-        labels = task.labels
-        probes = [
-            Record(text, labels[i % len(labels)], (), i + 1) for i, text in enumerate(PROBE_TEXTS)
-        ]
-    else:
-        words = [text.rsplit(" ", 3) for text in PROBE_TEXTS]
-        probes = [Record(w[0], None, (" ".join(w[1:]),), i + 1) for i, w in enumerate(words)]
-    objective = encode_records(task, probes, loaded, options).objective
+    objective = encode_records(task, mixed_probes(task), loaded, options).objective
     warn_if_perturbation_does_not_fit(language_model, objective, space, perturbation)
 
 
@@ -296,6 +300,7 @@ def _opening_event(
     num_records: int,
     validation: str | None,
     dtype: torch.dtype,
+    shared_weight: float,
 ) -> dict[str, Any]:
     """Returns the ledger's first event: every public setting, nothing computed on the data."""
     config = request.config
@@ -310,6 +315,7 @@ def _opening_event(
         "estimator": config.estimator,
         "derivative": config.derivative,
         "clip": config.clip,
+        "shared_weight": shared_weight,
         "perturbation": find_perturbation(config, dtype),
         "num_records": num_records,
         "num_steps": config.num_steps,

@@ -12,17 +12,6 @@ if TYPE_CHECKING:
     from sordino.gradients.objectives import AbstractObjective, LanguageModel
     from sordino.gradients.parameters import AbstractParameterSpace
 
-# Written for this purpose: public by construction, so that looking at them costs nothing.
-PROBE_TEXTS = (
-    "The river was quiet and the boats lay still under the bridge.",
-    "Nothing in the second half made up for a slow and noisy start.",
-    "She packed two apples, a map and a very small umbrella.",
-    "The train left on time, which surprised everyone on the platform.",
-    "A long argument about tea ended, as usual, with coffee.",
-    "The garden looked better in the photograph than it ever did in June.",
-    "He counted the stairs twice and got a different number each time.",
-    "Their new song is short, loud and impossible to forget.",
-)
 LOWEST_CORRELATION = 0.9
 
 

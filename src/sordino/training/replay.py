@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from sordino.core.errors import InvalidParameterError, LedgerError
+from sordino.gradients.copied import CopiedParameterSpace
 from sordino.gradients.direction_sets import IndependentDirections, make_direction_set
+from sordino.gradients.kronecker import KroneckerDirections
 from sordino.gradients.parameters import FlatParameterSpace
 from sordino.gradients.streamed import StreamedParameterSpace
 from sordino.models import initial_adapter_tensor
@@ -40,10 +42,11 @@ def make_space(
             f"the transcript moves {len(header.tensors)} tensors that are not those of the model "
             f"({len(found)} trainable); this is another base model or another adapter."
         )
-    sizes = {name: p.numel() for name, p in tensors.items()}
     directions = make_direction_set(
-        header.direction_kind, header.seed, sizes, header.directions_per_step
+        header.direction_kind, header.seed, header.tensors, header.directions_per_step
     )
+    if header.adapter["kind"] == "full" and isinstance(directions, KroneckerDirections):
+        return CopiedParameterSpace(model, tensors, directions, compute_dtype)
     if header.adapter["kind"] == "full" and isinstance(directions, IndependentDirections):
         return StreamedParameterSpace(
             model or torch.nn.Module(), tensors, directions, compute_dtype

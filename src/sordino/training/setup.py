@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +22,10 @@ from sordino.data import (
     plan_batches,
     read_records,
 )
+from sordino.gradients.copied import CopiedParameterSpace
 from sordino.gradients.estimators import ZerothOrderEstimator
 from sordino.gradients.forward_mode import ForwardModeEstimator
+from sordino.gradients.ghost import GhostEstimator
 from sordino.gradients.objectives import (
     ClassificationObjective,
     CompletionObjective,
@@ -32,11 +34,13 @@ from sordino.gradients.objectives import (
 )
 from sordino.gradients.prefix import FrozenPrefix
 from sordino.gradients.projected import FirstOrderEstimator
+from sordino.gradients.shared import SharedComponent
 from sordino.ledger.ledger import canonical_json
 from sordino.mechanisms.binary_channel import BinaryChannelMechanism
 from sordino.mechanisms.open_mean import OpenMeanMechanism
 from sordino.mechanisms.unanimity import UnanimityMechanism
 from sordino.models import LoadedModel, add_lora, load_model, trainable_tensors
+from sordino.training.probes import labelled_probes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +67,7 @@ PERTURBATIONS = {
     ("full", torch.bfloat16): 3e-3,
     ("full", torch.float16): 1e-3,
 }
+DEFAULT_SHARED_WEIGHT = 0.3  # docs/decisions/0006-shared-component.md
 _MAX_RECORDS_PER_BATCH = 64
 
 
@@ -228,6 +233,8 @@ def make_language_model(
         num_frozen_blocks: Blocks below the first adapted one; 0 when all weights are trained.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if isinstance(space, CopiedParameterSpace):
+        causal_lm = space.model  # the weights in the compute dtype
     prefix = FrozenPrefix.find(causal_lm, num_frozen_blocks)
     return LanguageModel(causal_lm, loaded.tokenizer.pad_token_id, space.rows, prefix)
 
@@ -241,6 +248,42 @@ def find_perturbation(config: TuneConfig, dtype: torch.dtype) -> float | None:
     return PERTURBATIONS[config.adapter, dtype]
 
 
+def find_shared_weight(config: TuneConfig, task: Task) -> float:
+    """Returns how much is kept of the gradients' part that moves all answers alike.
+
+    Raises:
+        InvalidParameterError: If less than all was asked for where there is no such part.
+    """
+    is_covered = (
+        isinstance(task, ClassificationTask)
+        and config.adapter == "lora"
+        and config.derivative == "backpropagation"
+    )
+    if config.shared_weight is None:
+        return DEFAULT_SHARED_WEIGHT if is_covered else 1.0
+    if config.shared_weight < 1.0 and not is_covered:
+        raise InvalidParameterError(
+            "shared_weight below 1 is for classifications with --estimator first-order, --adapter "
+            "lora and at least 2 directions a step: leave it out."
+        )
+    return config.shared_weight
+
+
+def make_shared(
+    weight: float,
+    task: Task,
+    options: TaskOptions,
+    loaded: LoadedModel,
+    language_model: LanguageModel,
+) -> SharedComponent | None:
+    """Returns what weighs down the gradients' shared part; None where all of it is kept."""
+    if weight == 1.0 or not isinstance(task, ClassificationTask):
+        return None
+    probes = labelled_probes(task)
+    objective = encode_records(task, probes, loaded, replace(options, truncate=True)).objective
+    return SharedComponent(language_model, objective, num_labels=len(task.labels), weight=weight)
+
+
 def make_estimator(
     config: TuneConfig,
     language_model: LanguageModel,
@@ -248,13 +291,20 @@ def make_estimator(
     space: AbstractParameterSpace,
     *,
     dtype: torch.dtype,
+    shared: SharedComponent | None = None,
 ) -> AbstractEstimator:
     """Returns the estimator that the settings name."""
     perturbation = find_perturbation(config, dtype)
     if config.derivative == "forward-mode":
         return ForwardModeEstimator(language_model, objective, space, clip=config.clip)
+    if isinstance(space, CopiedParameterSpace):
+        return GhostEstimator(
+            language_model, objective, space.computing, space.directions, clip=config.clip
+        )
     if perturbation is None:
-        return FirstOrderEstimator(language_model, objective, space, clip=config.clip)
+        return FirstOrderEstimator(
+            language_model, objective, space, clip=config.clip, shared=shared
+        )
     return ZerothOrderEstimator(
         language_model, objective, space, perturbation=perturbation, clip=config.clip
     )

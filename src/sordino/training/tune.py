@@ -88,11 +88,18 @@ def tune(
         int | None, Doc("K, released signs a step; default by estimator.")
     ] = None,
     direction_kind: Annotated[
-        Literal["rademacher", "gaussian", "hadamard"] | None,
+        Literal["rademacher", "gaussian", "hadamard", "kronecker"] | None,
         Doc("Public directions; default by estimator."),
     ] = None,
     batch_size: Annotated[
         int | None, Doc("Records a step, chosen by the public seed; default: all.")
+    ] = None,
+    shared_weight: Annotated[
+        float | None,
+        Doc(
+            "First order, classification: what is kept of the gradients' part that moves all "
+            "answers alike (found on built-in public sentences); default 0.3, 1: all."
+        ),
     ] = None,
     adapter: Annotated[Literal["lora", "full"], Doc("Train an adapter or all weights.")] = "lora",
     lora_rank: Annotated[int, Doc("Rank of the adapter.")] = 8,
@@ -181,6 +188,7 @@ def tune(
         direction_kind=recipe.direction_kind if direction_kind is None else direction_kind,
         batch_size=batch_size,
         adapter=adapter,
+        shared_weight=shared_weight,
         seed=seed,
     )
     request = RunRequest(

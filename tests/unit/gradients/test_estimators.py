@@ -354,16 +354,26 @@ def test_a_zero_gradient_stays_zero() -> None:
     assert not estimator.clipped_gradients([0, 1]).any()
 
 
-def test_first_order_covers_adapters_only() -> None:
-    """A tensor that is no weight of a bias-free linear layer is refused by name, with a remedy."""
-    model = make_model("llama")
-    tensors = {"norm": model.model.norm.weight}
-    with pytest.raises(InvalidParameterError, match=r"norm is something else\. Use --adapter lora"):
-        PerRecordGradients(model, tensors)
+def test_first_order_covers_chosen_tensors_of_known_modules() -> None:
+    """A norm and one weight of a layer with a bias; what no module owns is refused by name."""
     model = make_model("llama", attention_bias=True)
-    weight = {"q": model.model.layers[0].self_attn.q_proj.weight}
-    with pytest.raises(InvalidParameterError, match="q is something else"):
-        PerRecordGradients(model, weight)
+    chosen = {
+        "norm": model.model.norm.weight,
+        "q": model.model.layers[0].self_attn.q_proj.weight,
+    }
+    objective, language_model = make_objective("completion"), LanguageModel(model, END)
+    found = PerRecordGradients(model, chosen).compute(
+        lambda: objective.losses(language_model, range(6)), 6
+    )
+    for parameter in chosen.values():
+        parameter.requires_grad_(requires_grad=True)
+    for example, row in zip(make_examples("completion", LENGTHS), found, strict=True):
+        expected = torch.autograd.grad(naive_loss(model, example), list(chosen.values()))
+        flat = torch.cat([g.reshape(-1) for g in expected])
+        assert torch.allclose(row, flat, rtol=1e-3, atol=1e-6)
+    stranger = {"elsewhere": torch.nn.Parameter(torch.zeros(3))}
+    with pytest.raises(InvalidParameterError, match=r"elsewhere belongs.*Use --adapter lora"):
+        PerRecordGradients(model, stranger)
 
 
 def test_first_order_needs_a_differentiable_loss() -> None:

@@ -33,6 +33,7 @@ GOOD: dict[str, Any] = {
     "direction_kind": "rademacher",
     "batch_size": None,
     "adapter": "lora",
+    "shared_weight": None,
     "seed": 0,
 }
 NOT_NUMBERS = (math.nan, math.inf, -math.inf)
@@ -47,12 +48,29 @@ def test_recipes_are_settings_that_pass_the_checks() -> None:
         assert len(config.learning_rates) == recipe.num_steps
 
 
-def test_recipe_that_is_missing_names_the_others() -> None:
-    """First order does not cover full fine-tuning, and the message says what does."""
-    with pytest.raises(InvalidParameterError, match="--adapter lora, or --estimator zeroth-order"):
-        find_recipe("first-order", "full")
+def test_recipe_of_no_estimator() -> None:
+    """There is a recipe for every estimator and adapter, and for nothing else."""
     with pytest.raises(InvalidParameterError, match="estimator must be one of"):
         find_recipe("second-order", "lora")
+    with pytest.raises(InvalidParameterError, match="adapter must be one of"):
+        find_recipe("first-order", "half")
+
+
+@pytest.mark.parametrize(
+    ("estimator", "kind", "needed"),
+    [
+        ("first-order", "rademacher", "kronecker"),
+        ("first-order", "gaussian", "kronecker"),
+        ("first-order", "hadamard", "kronecker"),
+        ("zeroth-order", "kronecker", "rademacher or gaussian"),
+    ],
+)
+def test_directions_that_all_weights_cannot_take(estimator: str, kind: str, needed: str) -> None:
+    """Factors need directions of rank one, perturbations need streams; adapters take any."""
+    changes = {"estimator": estimator, "direction_kind": kind, "directions_per_step": 2}
+    with pytest.raises(InvalidParameterError, match=f"takes --direction-kind {needed}, got {kind}"):
+        TuneConfig(**GOOD | changes | {"adapter": "full"})
+    assert TuneConfig(**GOOD | changes).direction_kind == kind
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
@@ -92,7 +110,9 @@ def test_perturbation_fits_what_is_trained_and_the_compute_type() -> None:
         assert find_perturbation(full, dtype) <= find_perturbation(lora, dtype)
         assert find_perturbation(replace(full, perturbation=0.5), dtype) == 0.5
         for directions in (1, 4):
-            exact = replace(full, estimator="first-order", directions_per_step=directions)
+            kind = "rademacher" if directions == 1 else "kronecker"
+            changes = {"directions_per_step": directions, "direction_kind": kind}
+            exact = replace(full, estimator="first-order", **changes)
             assert find_perturbation(exact, dtype) is None
 
 

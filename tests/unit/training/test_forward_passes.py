@@ -9,7 +9,7 @@ from transformers import LlamaModel
 
 import sordino
 from helpers_runs import SMALL, completion_rows, sentiment_rows, write_jsonl
-from sordino.training.numerics import PROBE_TEXTS
+from sordino.training.probes import PROBE_TEXTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +35,7 @@ class Counter:
 
 def count_passes(tmp_path: Path, model: Path, rows: list[Any], **settings: Any) -> list[int]:
     """Returns the number of sequences of every forward pass of a whole run."""
+    tmp_path.mkdir(exist_ok=True)
     train = write_jsonl(tmp_path / "pool.jsonl", rows)
     with pytest.MonkeyPatch.context() as patch:
         counter = Counter(patch)
@@ -75,12 +76,17 @@ def test_zeroth_order(
 
 
 def test_first_order(tmp_path: Path, tiny_model: Path) -> None:
-    """A run makes one pass a batch and step, and no probe: there is no finite difference."""
+    """A run makes one pass a batch and step, and no probe: there is no finite difference.
+
+    Weighing down what moves all answers alike takes one pass over the public sentences a step.
+    """
     rows = sentiment_rows(NUM_RECORDS)
     tokens = batch_of(rows, 18)
     settings = {"estimator": "first-order", "directions_per_step": 16, "tokens_per_batch": tokens}
-    passes = count_passes(tmp_path, tiny_model, rows, **settings)
+    passes = count_passes(tmp_path, tiny_model, rows, shared_weight=1.0, **settings)
     assert passes == [4, 4, 2] * SMALL["num_steps"]
+    passes = count_passes(tmp_path / "other", tiny_model, rows, **settings)
+    assert passes == [2 * len(PROBE_TEXTS), 4, 4, 2] * SMALL["num_steps"]
 
 
 def test_completions(tmp_path: Path, tiny_model: Path) -> None:

@@ -14,10 +14,10 @@ from sordino.gradients.objectives import ClassificationObjective, LanguageModel
 from sordino.gradients.parameters import FlatParameterSpace
 from sordino.models import add_lora, load_model, trainable_tensors
 from sordino.training.numerics import (
-    PROBE_TEXTS,
     PerturbationWarning,
     warn_if_perturbation_does_not_fit,
 )
+from sordino.training.probes import PROBE_TEXTS
 
 if TYPE_CHECKING:
     from pathlib import Path

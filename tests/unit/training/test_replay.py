@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sordino.core.errors import InvalidParameterError, LedgerError
+from sordino.gradients.copied import CopiedParameterSpace
 from sordino.gradients.parameters import FlatParameterSpace
 from sordino.gradients.streamed import StreamedParameterSpace
 from sordino.ledger.transcript import StepSymbols, TranscriptHeader
@@ -83,11 +84,15 @@ def test_other_tensors_are_refused(tensors: dict[str, Any]) -> None:
 
 
 def test_spaces_by_kind() -> None:
-    """Adapters are flat, full models are streamed, Hadamard directions are always flat."""
+    """Adapters are flat; full models are streamed, or copied where directions are Kronecker's."""
     assert isinstance(make_space(HEADER, initial_tensors(HEADER)), FlatParameterSpace)
     assert isinstance(make_space(FULL, initial_tensors(FULL)), StreamedParameterSpace)
     hadamard = replace(FULL, direction_kind="hadamard")
     assert isinstance(make_space(hadamard, initial_tensors(hadamard)), FlatParameterSpace)
+    kronecker = replace(FULL, direction_kind="kronecker")
+    assert isinstance(make_space(kronecker, initial_tensors(kronecker)), CopiedParameterSpace)
+    adapter = replace(HEADER, direction_kind="kronecker")
+    assert isinstance(make_space(adapter, initial_tensors(adapter)), FlatParameterSpace)
 
 
 def test_hadamard_in_full_computes_in_float32_only() -> None:
