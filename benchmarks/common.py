@@ -53,6 +53,7 @@ def assemble_run(
     model: str = "embedded",
     dtype: str = "auto",
     tokens_per_batch: int = 2048,
+    holder_report: bool = False,
     **changes: Any,
 ) -> Parts:
     """Returns an assembled and opened run on `pool`, with settings changed by keyword."""
@@ -100,7 +101,7 @@ def assemble_run(
         tokens_per_batch=tokens_per_batch,
         evaluate_every=None,
         select="last",
-        holder_report=False,
+        holder_report=holder_report,
         resume=False,
     )
     compute_dtype = choose_compute_dtype(dtype, "cpu")

@@ -138,7 +138,8 @@ def run(method: Method, splits: tuple[list[Record], ...], seed: int) -> dict[str
         if num_steps:
             settings["num_steps"] = num_steps
         with scratch() as folder:
-            parts = assemble_run(pool, folder, seed=seed, **settings)
+            is_pac = learning_rate is None and settings.get("guarantee", "pac") == "pac"
+            parts = assemble_run(pool, folder, seed=seed, holder_report=is_pac, **settings)
             dev_objective = objective_of(parts, dev, pool)
             if num_steps == 0:
                 steps: Iterator[None] = iter(())
@@ -164,6 +165,7 @@ def run(method: Method, splits: tuple[list[Record], ...], seed: int) -> dict[str
                 "released_bits": _released_bits(parts) if learning_rate is None else None,
                 "learning_rate": learning_rate or parts.session.header.learning_rates[0],
                 "curve": curve,
+                "pool_loss": _pool_loss(parts),
             }
         )
     return max(candidates, key=lambda c: c["dev"] or 0.0)
@@ -174,9 +176,20 @@ def _released_bits(parts: Parts) -> int:
     return sum(step.integers.size for step in parts.session.steps)
 
 
+def _pool_loss(parts: Parts) -> dict[str, Any] | None:
+    """Returns what the transcript tells about single records, after the fact."""
+    report = parts.session.leave_one_out
+    if report is None or not parts.session.steps:
+        return None
+    return {k: v for k, v in report.report()["by_directions_per_step"].items() if k != "what"}
+
+
 def print_table(lines: list[dict[str, Any]]) -> None:
     """Prints mean test accuracy with a 95% interval over sentences (and seeds), by method."""
-    print("records | method | seeds | test accuracy % | dev % | forward equivalents | seconds")
+    print(
+        "records | method | seeds | test accuracy % | dev % | forward equivalents | seconds"
+        " | median, 95% loss of a record (nats), share infinite"
+    )
     for records in sorted({line["records"] for line in lines}):
         for method in METHODS:
             rows = [x for x in lines if (x["records"], x["method"]) == (records, method)]
@@ -192,8 +205,18 @@ def print_table(lines: list[dict[str, Any]]) -> None:
             spent = np.mean([x["seconds"] for x in rows])
             print(
                 f"{records} | {method} | {len(rows)} | {100 * tests.mean():.1f} +- {100 * half:.1f}"
-                f" | {dev} | {cost:.0f} | {spent:.0f}"
+                f" | {dev} | {cost:.0f} | {spent:.0f} | {_loss_words(rows[0])}"
             )
+
+
+def _loss_words(line: dict[str, Any]) -> str:
+    """Returns the pool loss over all released directions, of one run."""
+    if not line.get("pool_loss"):
+        return "-"
+    whole = line["pool_loss"][max(line["pool_loss"], key=int)]
+    quantiles = whole["quantiles_of_absolute_loss_nats"]
+    figures = [x if isinstance(x, str) else f"{x:.1f}" for x in quantiles.values()]
+    return f"{figures[0]}, {figures[1]}, {whole['share_infinite']:.0%}"
 
 
 def main() -> None:
