@@ -64,7 +64,10 @@ def demo(
     output: Annotated[Path, Doc("Folder for the data and the run.")] = Path("runs/demo"),
     num_train: Annotated[int, Doc("Movie-review snippets in the private pool.")] = 1000,
     num_heldout: Annotated[int, Doc("Held-out snippets, scored before and after.")] = 400,
-    num_steps: Annotated[int, Doc("Backward passes over the pool.")] = 5,
+    num_steps: Annotated[int, Doc("Backward passes over the pool.")] = 4,
+    resume: Annotated[
+        bool, Doc("Continue an interrupted demo; repeat its other settings.")
+    ] = False,
 ) -> DemoResult:
     """Tunes SmolLM2-135M on movie reviews at zero mutual information, and checks the result.
 
@@ -76,7 +79,8 @@ def demo(
     """
     output = Path(output)
     run = RunFolder(output / "run")
-    run.require_new()
+    if not resume:
+        run.require_new()
     began = time.monotonic()
     train, heldout = write_demo_data(output, num_train, num_heldout)
     result = tune(
@@ -89,6 +93,7 @@ def demo(
         num_steps=num_steps,
         lora_first_layer=15,
         evaluate_every=num_steps,
+        resume=resume,
     )
     seconds = time.monotonic() - began
     before, after = (entry["accuracy"] for entry in read_metrics(run, num_steps))

@@ -68,6 +68,36 @@ def test_demo_as_json(
     assert answer["certificate"]["subset"]["mutual_information_nats_upper"] == 0.0
 
 
+def test_an_interrupted_demo_goes_on(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As the message on interruption says: the same command with --resume finishes the run."""
+    from sordino.ledger.journal import Journal
+
+    monkeypatch.setattr("sordino.training.demo.MODEL", str(model))
+    commit, commits = Journal.commit, []
+
+    def interrupt(*arguments: object) -> None:
+        commit(*arguments)  # type: ignore[arg-type]
+        commits.append(arguments)
+        if len(commits) == 2:
+            raise KeyboardInterrupt
+
+    words = ["demo", "--output", tmp_path / "d", "--num-train", 8, "--num-heldout", 6]
+    words += ["--num-steps", 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "commit", interrupt)
+        shell = run_cli(capsys, *words)
+    assert shell.code == 130
+    assert "--resume" in shell.err
+    shell = run_cli(capsys, *words, "--resume")
+    assert shell.code == 0, shell.err
+    assert "Verified" in shell.out
+
+
 def test_demo_needs_a_new_folder(tmp_path: Path) -> None:
     """A folder with a run in it is refused before anything is computed."""
     (tmp_path / "run").mkdir()
