@@ -51,6 +51,12 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "several-directions": {"directions_per_step": 9},
     "gaussian-directions": {"direction_kind": "gaussian", "directions_per_step": 2},
     "hadamard-directions": {"direction_kind": "hadamard", "directions_per_step": 16},
+    "coordinates": {
+        "direction_kind": "coordinates",
+        "directions_per_step": 40,
+        "estimator": "first-order",
+        "learning_rate": 1.0,
+    },
     "lora-both-factors": {"lora_factors": "both"},
     "lora-targets": {"lora_targets": ["o_proj", "down_proj"], "lora_rank": 3, "lora_alpha": 5.0},
     "lora-last-block": {"lora_first_layer": 1},

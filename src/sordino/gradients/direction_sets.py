@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-ALL_DIRECTION_KINDS = (*DIRECTION_KINDS, "hadamard", "kronecker")
+ALL_DIRECTION_KINDS = (*DIRECTION_KINDS, "hadamard", "coordinates", "kronecker")
 _MAX_GAUSSIAN = 4.4  # largest of the 65,536 levels
 _DIRECTIONS_AT_ONCE = 32
 _LARGEST_HADAMARD = 2**24
@@ -185,10 +185,54 @@ def _signs_and_rows(
     return torch.from_numpy(signs.copy()), torch.from_numpy(rows.copy())
 
 
+@dataclass(frozen=True)
+class CoordinateDirections(AbstractDirectionSet):
+    """Single trainable numbers, chosen anew at every step; all of them where K is their number."""
+
+    seed: int
+    sizes: Mapping[str, int]
+    num_directions: int
+    unit: float = 1.0
+    max_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_integer("directions_per_step", self.num_directions, 1, self._num_params)
+
+    @property
+    def _num_params(self) -> int:
+        return sum(self.sizes.values())
+
+    def direction(self, step: int, index: int) -> NDArray[np.int16]:
+        """Returns one direction over all tensors, flat."""
+        whole = np.zeros(self._num_params, dtype=np.int16)
+        whole[self._chosen(step)[index]] = 1
+        return whole
+
+    def project(self, step: int, gradients: torch.Tensor) -> torch.Tensor:
+        """Returns the chosen entries."""
+        return gradients[:, torch.from_numpy(self._chosen(step)).to(gradients.device)]
+
+    def combine(self, step: int, weights: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Returns the weights in their places."""
+        total = np.zeros(self._num_params)
+        total[self._chosen(step)] = weights
+        return total
+
+    def _chosen(self, step: int) -> NDArray[np.int64]:
+        """Returns which numbers the step's directions are, shape (num_directions,)."""
+        return _permutation(self.seed, step, self._num_params)[: self.num_directions]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, step: int, num_params: int) -> NDArray[np.int64]:
+    """Returns the public order of the trainable numbers at one step."""
+    return public_permutation(seed, "coordinates", str(step), num_params)
+
+
 def make_direction_set(
     kind: str, seed: int, shapes: Mapping[str, int | Sequence[int]], num_directions: int
 ) -> AbstractDirectionSet:
-    """Returns the direction set of the given kind: rademacher, gaussian, hadamard or kronecker.
+    """Returns the direction set of the given kind.
 
     Args:
         kind: One of `ALL_DIRECTION_KINDS`.
@@ -204,6 +248,8 @@ def make_direction_set(
     if kind == "kronecker":
         return KroneckerDirections(seed, known, num_directions)
     sizes = {name: math.prod(shape) for name, shape in known.items()}
+    if kind == "coordinates":
+        return CoordinateDirections(seed, sizes, num_directions)
     if kind == "hadamard":
         return HadamardDirections(seed, sizes, num_directions)
     return IndependentDirections(DirectionStream(seed, kind), sizes, num_directions)

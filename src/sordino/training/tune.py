@@ -88,7 +88,7 @@ def tune(
         int | None, Doc("K, released signs a step; default by estimator.")
     ] = None,
     direction_kind: Annotated[
-        Literal["rademacher", "gaussian", "hadamard", "kronecker"] | None,
+        Literal["rademacher", "gaussian", "hadamard", "coordinates", "kronecker"] | None,
         Doc("Public directions; default by estimator."),
     ] = None,
     batch_size: Annotated[

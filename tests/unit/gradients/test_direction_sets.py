@@ -13,6 +13,7 @@ from sordino.core.errors import InvalidParameterError
 from sordino.gradients.direction_sets import (
     ALL_DIRECTION_KINDS,
     AbstractDirectionSet,
+    CoordinateDirections,
     HadamardDirections,
     IndependentDirections,
     make_direction_set,
@@ -113,6 +114,16 @@ def test_a_direction_does_not_depend_on_how_many_there_are() -> None:
         few, many = (make_direction_set(kind, 5, SIZES, n) for n in (3, 40))
         for k in range(3):
             assert np.array_equal(few.direction(STEP, k), many.direction(STEP, k))
+
+
+def test_coordinates_are_single_numbers() -> None:
+    """Every trainable number once where K is their number; others are refused beyond it."""
+    directions = CoordinateDirections(9, SIZES, TOTAL)
+    rows = all_directions(directions).astype(np.int64)
+    assert np.array_equal(np.sort(rows.argmax(axis=1)), np.arange(TOTAL))
+    assert rows.sum() == np.abs(rows).sum() == TOTAL
+    with pytest.raises(InvalidParameterError, match="directions_per_step must be"):
+        CoordinateDirections(9, SIZES, TOTAL + 1)
 
 
 def test_hadamard_directions_are_orthogonal_signs() -> None:
