@@ -6,7 +6,7 @@ Run: python benchmarks/sst2.py --data FOLDER --output RESULTS [--records 1000] [
 
 FOLDER holds train.tsv, dev.tsv and test.tsv (sentence, tab, 0 or 1; no header). Each finished run
 is one line of RESULTS (JSON Lines), so that an interrupted series goes on where it stopped.
-SmolLM2-135M, LoRA r = 8 on query and value; the PAC runs train B in the upper 15 blocks. Seconds
+SmolLM2-135M, LoRA r = 8 on query and value; the PAC runs train B alone, AdamW both factors. Seconds
 are those of training alone, without loading and scoring. A forward pass over the training sentences
 counts 1, a forward and backward pass 3.
 """
@@ -45,7 +45,7 @@ class Method:
     cost_per_step: float = 3.0  # forward equivalents, of the whole pool
 
 
-PAC = {"estimator": "first-order", "lora_first_layer": 15}
+PAC = {"estimator": "first-order"}
 ZEROTH = {"estimator": "zeroth-order", "clip": 25.0}
 ADAMW = (3e-4,)
 METHODS = {
