@@ -47,14 +47,14 @@ class Recipe:
     direction_kind: str
 
 
-# First order: measured on SmolLM2-135M, see docs/decisions/0003-first-order-defaults.md.
+# First order: measured on SmolLM2-135M, see docs/decisions/0007-fewer-signs-larger-steps.md.
 # Zeroth order: arXiv:2605.06505v2, recipes for LoRA and full fine-tuning.
 RECIPES = {
     ("first-order", "lora"): Recipe(
         num_steps=4,
         learning_rate=2.0,
         clip=0.3,
-        directions_per_step=4096,
+        directions_per_step=1024,
         direction_kind="hadamard",
     ),
     # nothing here is measured yet; one step moves a weight by about 1e-4
