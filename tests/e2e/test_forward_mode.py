@@ -40,7 +40,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class Backpropagation(AbstractEstimator):
     """The same derivatives the plain way: one record and one backward pass at a time."""
 
-    def __init__(self, config: Any, model: Any, objective: Any, space: Any, *, dtype: Any) -> None:
+    def __init__(
+        self, config: Any, model: Any, objective: Any, space: Any, **_options: Any
+    ) -> None:
         self._model, self._objective, self._space = model, objective, space
         self.bound = config.clip
 

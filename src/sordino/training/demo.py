@@ -64,7 +64,7 @@ def demo(
     output: Annotated[Path, Doc("Folder for the data and the run.")] = Path("runs/demo"),
     num_train: Annotated[int, Doc("Movie-review snippets in the private pool.")] = 1000,
     num_heldout: Annotated[int, Doc("Held-out snippets, scored before and after.")] = 400,
-    num_steps: Annotated[int, Doc("Backward passes over the pool.")] = 4,
+    num_steps: Annotated[int, Doc("Backward passes over the pool.")] = 3,
     resume: Annotated[
         bool, Doc("Continue an interrupted demo; repeat its other settings.")
     ] = False,
