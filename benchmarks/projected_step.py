@@ -1,6 +1,6 @@
 """What a step of the first-order estimator costs, and how well it uses this machine.
 
-Run: python benchmarks/projected_step.py [--records 256] [--repeats 3]
+Run: python benchmarks/projected_step.py [--records 256] [--repeats 3] [--parts utilisation ...]
 
 Utilisation: floating-point operations of the model's matrix products on real tokens (no padding, no
 attention, no embeddings) per second, divided by what bfloat16 products of the model's own shapes
@@ -129,7 +129,7 @@ def measure_utilisation(pool: list[Record], repeats: int) -> None:
         print(f"projected step / matmul peak, {name}: {rate / peak:.2f}; goal >= 0.50", flush=True)
 
 
-def measure_costs(pool: list[Record], repeats: int) -> None:
+def measure_projection(pool: list[Record], repeats: int) -> None:
     for K in (256, 1024, 4096, 32768):
         with scratch() as folder:
             parts = first_order(pool, folder, lora_first_layer=15, directions_per_step=K)
@@ -138,6 +138,9 @@ def measure_costs(pool: list[Record], repeats: int) -> None:
             lambda i, p=parts: projected(p, i), lambda _, p=parts: gradients(p), repeats=repeats
         )
         report(f"pass with K={K} / pass without projection", ratio, "<= 1.15 at K=1024")
+
+
+def measure_sizes(pool: list[Record], repeats: int) -> None:
     with scratch() as folder, scratch() as other:
         small = first_order(pool, folder, lora_first_layer=15)
         double = first_order([*pool, *pool], other, lora_first_layer=15)
@@ -171,10 +174,19 @@ def measure_memory(num_records: int) -> None:
     print(f"peak memory at 4 N / at N (N = {num_records}): {peak[4] / peak[1]:.3f}; goal flat")
 
 
+PARTS = {
+    "utilisation": measure_utilisation,
+    "projection": measure_projection,
+    "sizes": measure_sizes,
+}
+
+
 def main() -> None:
+    names = [*PARTS, "memory"]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=names, default=names)
     parser.add_argument("--memory-of", type=int)
     arguments = parser.parse_args()
     if arguments.memory_of:
@@ -183,9 +195,11 @@ def main() -> None:
         print(peak_memory_bytes())
         return
     pool = movie_reviews(arguments.records)
-    measure_utilisation(pool, arguments.repeats)
-    measure_costs(pool, arguments.repeats)
-    measure_memory(arguments.records)
+    for part in arguments.parts:
+        if part == "memory":
+            measure_memory(arguments.records)
+        else:
+            PARTS[part](pool, arguments.repeats)
 
 
 if __name__ == "__main__":
