@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sordino.core.checks import require_positive
 from sordino.core.errors import InvalidParameterError
 from sordino.gradients.estimators import AbstractEstimator
+from sordino.gradients.objectives import require_differentiable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,10 +50,7 @@ class ForwardModeEstimator(AbstractEstimator):
         *,
         clip: float,
     ) -> None:
-        if not objective.is_differentiable:
-            raise InvalidParameterError(
-                "objective token-f1 has no gradient: use --estimator zeroth-order."
-            )
+        require_differentiable(objective)
         self._model = model
         self._objective = objective
         self._space = space

@@ -18,6 +18,7 @@ from sordino.core.errors import InvalidParameterError
 from sordino.gradients.estimators import AbstractEstimator
 from sordino.gradients.hadamard import padded_length
 from sordino.gradients.kronecker import KroneckerDirections, matrix_shape
+from sordino.gradients.objectives import require_differentiable
 from sordino.gradients.uses import AbstractGradientSink, UseWatcher
 
 if TYPE_CHECKING:
@@ -61,10 +62,7 @@ class GhostEstimator(AbstractEstimator):
         *,
         clip: float,
     ) -> None:
-        if not objective.is_differentiable:
-            raise InvalidParameterError(
-                "objective token-f1 has no gradient: use --estimator zeroth-order."
-            )
+        require_differentiable(objective)
         if not isinstance(directions, KroneckerDirections):
             raise InvalidParameterError(
                 "first order on all weights projects on directions of rank one: use direction_kind "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from sordino.core.errors import InvalidParameterError
 from sordino.data.collate import collate
 from sordino.data.tasks import token_f1
 from sordino.gradients.uses import with_records
@@ -131,6 +132,14 @@ class AbstractObjective(ABC):
     @abstractmethod
     def losses(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:
         """Returns the loss of each named record, shape (batch_size,), float32."""
+
+
+def require_differentiable(objective: AbstractObjective) -> None:
+    """Raises unless the objective has a gradient."""
+    if not objective.is_differentiable:
+        raise InvalidParameterError(
+            "objective token-f1 has no gradient: use --estimator zeroth-order."
+        )
 
 
 class ClassificationObjective(AbstractObjective):

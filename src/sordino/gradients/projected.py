@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from sordino.core.checks import require_positive
-from sordino.core.errors import InvalidParameterError
 from sordino.gradients.estimators import AbstractEstimator
+from sordino.gradients.objectives import require_differentiable
 from sordino.gradients.per_record import PerRecordGradients
 
 if TYPE_CHECKING:
@@ -44,10 +44,7 @@ class FirstOrderEstimator(AbstractEstimator):
         clip: float,
         shared: SharedComponent | None = None,
     ) -> None:
-        if not objective.is_differentiable:
-            raise InvalidParameterError(
-                "objective token-f1 has no gradient: use --estimator zeroth-order."
-            )
+        require_differentiable(objective)
         self._model = model
         self._objective = objective
         self._space = space
