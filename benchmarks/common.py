@@ -18,7 +18,7 @@ from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.models import choose_compute_dtype
 from sordino.training.assembly import Parts, RunRequest, assemble
 from sordino.training.config import TuneConfig, find_recipe
-from sordino.training.loop import open_run, run_one_step
+from sordino.training.loop import open_run
 from sordino.training.run_folder import RunFolder
 from sordino.training.setup import AdapterOptions, TaskOptions
 from sordino.training.workers import Workers
@@ -113,17 +113,14 @@ def assemble_run(
 
 def take_step(parts: Parts, step: int) -> None:
     """Takes one whole step: contributions, release, ledger on disk, move."""
-    session = parts.session
-    symbols, _ = run_one_step(session, step)
-    session.steps.append(symbols)
-    session.space.apply(step, symbols, session.header.learning_rates[step], 0.0)
+    parts.session.stepper.take(parts.session, step)
 
 
 def forward_passes(parts: Parts, count: int) -> None:
     """Takes bare forward passes over the pool's batches, down to the same per-record losses."""
     with torch.no_grad():
         for _ in range(count):
-            for batch in parts.session.plan.batches(0):
+            for batch in parts.session.stepper.plan.batches(0):
                 parts.objective.losses(parts.language_model, batch)
 
 

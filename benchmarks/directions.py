@@ -59,11 +59,11 @@ class Family:
 
 def per_record_gradients(parts: Parts) -> torch.Tensor:
     """Returns unclipped gradients, shape (num_records, num_params)."""
-    estimator = parts.session.estimator
+    estimator = parts.session.stepper.estimator
     assert isinstance(estimator, FirstOrderEstimator)
     estimator.begin_step()
     rows: list[torch.Tensor] = [torch.empty(0)] * len(parts.objective.lengths)
-    for batch in parts.session.plan.batches(0):
+    for batch in parts.session.stepper.plan.batches(0):
         for record, row in zip(batch, estimator.clipped_gradients(batch), strict=True):
             rows[record] = row
     return torch.stack(rows)
@@ -80,7 +80,7 @@ def hadamard(num_params: int, num_directions: int) -> Family:
 
 
 def kronecker(parts: Parts, num_directions: int) -> Family:
-    shapes = {name: tuple(p.shape) for name, p in parts.session.space.tensors.items()}
+    shapes = {name: tuple(p.shape) for name, p in parts.session.stepper.space.tensors.items()}
     directions = KroneckerDirections(1, shapes, num_directions)
     return Family(
         f"kronecker, K={num_directions}",
@@ -157,7 +157,7 @@ def measure(
 def table(pool_parts: Parts, other_parts: Parts, move: torch.Tensor | None, clip: float) -> None:
     """Prints all families at the models' present weights."""
     gradients, others = per_record_gradients(pool_parts), per_record_gradients(other_parts)
-    shared = pool_parts.session.estimator._shared  # type: ignore[attr-defined]  # noqa: SLF001
+    shared = pool_parts.session.stepper.estimator._shared  # type: ignore[attr-defined]  # noqa: SLF001
     num_params = gradients.shape[1]
     families = [hadamard(num_params, K) for K in (256, 1024, 4096, 65536)]
     families += [kronecker(pool_parts, 4096), coordinates(num_params)]
@@ -180,7 +180,7 @@ def untouched(records: list[Record], folder: Any, clip: float) -> Parts:
     parts = assemble_run(
         records, folder, estimator="first-order", lora_first_layer=15, shared_weight=0.5
     )
-    estimator = parts.session.estimator
+    estimator = parts.session.stepper.estimator
     assert isinstance(estimator, FirstOrderEstimator)
     estimator._clip = clip  # noqa: SLF001
     estimator._shared._weight = 1.0  # type: ignore[union-attr]  # noqa: SLF001
@@ -196,17 +196,19 @@ def main() -> None:
     pool, rest = records[: arguments.records], records[arguments.records :]
     with scratch() as a, scratch() as b, scratch() as c:
         run = assemble_run(pool, a, estimator="first-order", lora_first_layer=15)
-        clip = run.session.estimator._clip  # type: ignore[attr-defined]  # noqa: SLF001
+        clip = run.session.stepper.estimator._clip  # type: ignore[attr-defined]  # noqa: SLF001
         pool_parts, other_parts = untouched(pool, b, 1e9), untouched(rest, c, 1e9)
         print("at the start", flush=True)
         table(pool_parts, other_parts, None, clip)
         for step in range(arguments.steps):
             take_step(run, step)
         last = arguments.steps - 1
-        space = run.session.space
-        move = torch.from_numpy(space.directions.combine(last, run.session.steps[last].integers))
+        space = run.session.stepper.space
+        move = torch.from_numpy(
+            space.directions.combine(last, run.session.stepper.steps[last].integers)
+        )
         for parts in (pool_parts, other_parts):
-            parts.session.space.reset(space.state())
+            parts.session.stepper.space.reset(space.state())
         print(f"after {arguments.steps} steps", flush=True)
         table(pool_parts, other_parts, move, clip)
 

@@ -30,7 +30,7 @@ NO_CLIP = 1e9
 def gather(estimator: AbstractEstimator, parts: Parts) -> np.ndarray:
     """Returns an estimator's contributions, shape (num_records, DIRECTIONS)."""
     result = np.full((len(parts.objective.lengths), DIRECTIONS), np.nan)
-    for records, values in estimator.contributions(0, parts.session.plan.batches(0)):
+    for records, values in estimator.contributions(0, parts.session.stepper.plan.batches(0)):
         result[list(records)] = values.numpy()
     return result
 
@@ -40,7 +40,7 @@ def differences(parts: Parts, perturbation: float) -> np.ndarray:
     estimator = ZerothOrderEstimator(
         parts.language_model,
         parts.objective,
-        parts.session.space,
+        parts.session.stepper.space,
         perturbation=perturbation,
         clip=NO_CLIP,
     )
@@ -50,14 +50,14 @@ def differences(parts: Parts, perturbation: float) -> np.ndarray:
 def forward_mode(parts: Parts) -> np.ndarray:
     """Returns derivatives by forward mode."""
     estimator = ForwardModeEstimator(
-        parts.language_model, parts.objective, parts.session.space, clip=NO_CLIP
+        parts.language_model, parts.objective, parts.session.stepper.space, clip=NO_CLIP
     )
     return gather(estimator, parts)
 
 
 def backpropagation(parts: Parts, dtype: torch.dtype) -> np.ndarray:
     """Returns derivatives by one backward pass a record; fully tuned weights end up in `dtype`."""
-    space = parts.session.space
+    space = parts.session.stepper.space
     causal_lm = parts.language_model.causal_lm
     if hasattr(space, "close"):  # full fine-tuning: compute with the weights themselves
         space.close()

@@ -73,17 +73,17 @@ def forward(parts: Parts) -> None:
     model = parts.language_model
     prefix, model.prefix = model.prefix, None
     with torch.no_grad():
-        for batch in parts.session.plan.batches(0):
+        for batch in parts.session.stepper.plan.batches(0):
             parts.objective.losses(model, batch)
     model.prefix = prefix
 
 
 def gradients(parts: Parts) -> None:
     """Takes one forward and backward pass: clipped per-record gradients, not projected."""
-    estimator = parts.session.estimator
+    estimator = parts.session.stepper.estimator
     assert isinstance(estimator, FirstOrderEstimator)
     estimator.begin_step()
-    for batch in parts.session.plan.batches(0):
+    for batch in parts.session.stepper.plan.batches(0):
         estimator.clipped_gradients(batch)
 
 
@@ -91,10 +91,12 @@ def projected(parts: Parts, step: int) -> None:
     """Takes one whole pass: gradients, projections, sums over the subsets."""
     session = parts.session
     total = SubsetSums(
-        session.membership, session.header.directions_per_step, session.estimator.bound
+        session.stepper.membership,
+        session.header.directions_per_step,
+        session.stepper.estimator.bound,
     )
-    batches = session.plan.batches(step)
-    for records, contributions in session.estimator.contributions(step, batches):
+    batches = session.stepper.plan.batches(step)
+    for records, contributions in session.stepper.estimator.contributions(step, batches):
         total.add(np.asarray(records, dtype=np.int64), contributions.numpy())
 
 

@@ -37,15 +37,15 @@ def seconds_that_depend_on_m(parts: Parts) -> float:
     """Returns the median time of sums and release in one step."""
     session = parts.session
     K = session.header.directions_per_step
-    batches = [np.array(batch) for batch in session.plan.batches(0)]
+    batches = [np.array(batch) for batch in session.stepper.plan.batches(0)]
     values = [np.full((len(batch), K), 0.5) for batch in batches]
     times = []
     for _ in range(TIMES):
         began = time.perf_counter()
-        sums = SubsetSums(session.membership, K, session.estimator.bound)
+        sums = SubsetSums(session.stepper.membership, K, session.stepper.estimator.bound)
         for batch, value in zip(batches, values, strict=True):
             sums.add(batch, value)
-        session.mechanism.release(sums.sums, sums.unit, 0)
+        session.stepper.mechanism.release(sums.sums, sums.unit, 0)
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 

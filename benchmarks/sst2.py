@@ -107,7 +107,7 @@ def accuracy(parts: Parts, objective: AbstractObjective) -> float:
 
 def train_adamw(parts: Parts, learning_rate: float, seed: int) -> Iterator[None]:
     """Trains the adapter with AdamW, linear decay, batches of 32; yields after each epoch."""
-    parameters = list(parts.session.space.tensors.values())
+    parameters = list(parts.session.stepper.space.tensors.values())
     for parameter in parameters:
         parameter.requires_grad_(requires_grad=True)
     count = len(parts.objective.lengths)
@@ -183,13 +183,13 @@ def run(
 
 def _released_bits(parts: Parts) -> int:
     """Returns how many symbols left the building."""
-    return sum(step.integers.size for step in parts.session.steps)
+    return sum(step.integers.size for step in parts.session.stepper.steps)
 
 
 def _pool_loss(parts: Parts) -> dict[str, Any] | None:
     """Returns what the transcript tells about single records, after the fact."""
-    report = parts.session.leave_one_out
-    if report is None or not parts.session.steps:
+    report = parts.session.stepper.leave_one_out
+    if report is None or not parts.session.stepper.steps:
         return None
     return {k: v for k, v in report.report()["by_directions_per_step"].items() if k != "what"}
 

@@ -39,7 +39,7 @@ class PlainMezo:
 
     def __init__(self, parts: Parts, pool: list[Record], tokens_per_batch: int) -> None:
         self.causal_lm = parts.language_model.causal_lm
-        self.parameters = list(parts.session.space.tensors.values())
+        self.parameters = list(parts.session.stepper.space.tensors.values())
         tokenizer = parts.loaded.tokenizer
         self.batches, batch = [], []
         for record in pool:

@@ -41,12 +41,21 @@ KILLED = 99
 # backward passes, since they are fewer; eight directions fill whole bytes, three share them
 MI = {"mutual_information": 0.1, "estimator": "first-order", "directions_per_step": 8}
 ZPL = {"directions_per_step": 3, "holder_report": True}
+DP = {
+    "guarantee": "dp",
+    "epsilon": 8.0,
+    "delta": 1e-3,
+    "batch_size": 12,
+    "estimator": "first-order",
+    "learning_rate": 0.01,
+}
 SCORED = {"validation_is_public": True, "evaluate_every": 2}
 SWEEPS = {
     f"{name}-{kind}": (settings, kind)
     for name, settings, kinds in (
         ("mi", MI, ("before", "torn", "change")),
         ("zpl", ZPL | SCORED, ("torn", "change")),
+        ("dp", DP, ("torn", "change")),
     )
     for kind in kinds
 }
@@ -76,7 +85,9 @@ def drive(folder: Path, plan: list[dict[str, Any]]) -> dict[str, Any]:
 def read_state(run: Path) -> dict[str, Any] | None:
     """Returns the mechanism's part of a sealed journal; None if there is no whole journal."""
     path = run.with_name(run.name + ".private") / "journal.sealed"
-    return json.loads(path.read_bytes())["body"]["state"]["mechanism"] if path.exists() else None
+    if not path.exists():
+        return None
+    return json.loads(path.read_bytes())["body"]["state"].get("mechanism", {})
 
 
 def assert_went_on(root: Path, settings: dict[str, Any], model: Path) -> None:

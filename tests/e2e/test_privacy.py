@@ -57,6 +57,8 @@ OPEN = {
     "num_steps",
     "directions_per_step",
     "derivative",
+    "optimizer",
+    "dp",
     "direction_kind",
     "sampling",
     "learning_rate",

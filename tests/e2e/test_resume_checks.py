@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import sordino
 from helpers_runs import SMALL, sentiment_rows, write_jsonl
 from sordino.core.errors import LedgerError
-from sordino.training import loop
+from sordino.training import symbols
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,17 +25,17 @@ def test_symbols_that_were_not_charged_stop_a_resumed_run(
         "train": write_jsonl(tmp_path / "pool.jsonl", sentiment_rows(12)),
         "output": tmp_path / "run",
     }
-    take = loop.run_one_step
+    take = symbols.run_one_step
 
-    def interrupted(session: loop.Session, step: int) -> object:
-        if step == 2:
+    def interrupted(*arguments: Any) -> object:
+        if arguments[-1] == 2:
             raise KeyboardInterrupt
-        return take(session, step)
+        return take(*arguments)
 
-    monkeypatch.setattr(loop, "run_one_step", interrupted)
+    monkeypatch.setattr(symbols, "run_one_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sordino.tune(**settings)
-    monkeypatch.setattr(loop, "run_one_step", take)
+    monkeypatch.setattr(symbols, "run_one_step", take)
     shutil.rmtree(tmp_path / "run.private")
     transcript = tmp_path / "run" / "transcript.bin"
     raw = transcript.read_bytes()

@@ -6,7 +6,14 @@ Importing this package does not import torch. The function `collate` is imported
 
 from sordino.data.collate import Batch, plan_batches
 from sordino.data.embedded import Review, embedded_reviews, split_reviews, write_demo_data
-from sordino.data.pool import Record, count_duplicates, normalize_text, overlap, read_records
+from sordino.data.pool import (
+    Record,
+    count_duplicates,
+    group_by_unit,
+    normalize_text,
+    overlap,
+    read_records,
+)
 from sordino.data.tasks import (
     ClassificationTask,
     CompletionTask,
@@ -28,6 +35,7 @@ __all__ = [
     "count_duplicates",
     "default_verbalizers",
     "embedded_reviews",
+    "group_by_unit",
     "normalize_text",
     "overlap",
     "parse_verbalizers",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sordino.core.errors import InvalidDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _LOOKS_LIKE_A_NAME = re.compile(r"[^\W\d][\w-]{0,39}")
@@ -44,16 +44,21 @@ class Table:
         return f"{self.name}, {self.unit} {line}"
 
 
-def open_table(path: str | Path) -> Table:
+def open_table(path: str | Path, *, unit_column: str | None = None) -> Table:
     """Returns the rows of a record file; rows of text files are checked while iterating.
+
+    Args:
+        path: The file or folder.
+        unit_column: One more column to read.
 
     Raises:
         InvalidDataError: If the path or the file cannot be used.
     """
     name = str(path)
+    used = (*_USED, unit_column)
     path = Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for "~nobody"
     if path.is_dir():
-        return Table(name, "row", _dataset_rows(name, path))
+        return Table(name, "row", _dataset_rows(name, path, used))
     if not path.is_file():
         raise InvalidDataError(f"{name}: there is no such file or folder. Check the path.")
     suffix = path.suffix.lower()
@@ -63,7 +68,7 @@ def open_table(path: str | Path) -> Table:
             f"; got {suffix or 'none'}. A folder written by datasets' save_to_disk works too."
         )
     if suffix == ".parquet":
-        return Table(name, "row", _parquet_rows(name, path))
+        return Table(name, "row", _parquet_rows(name, path, used))
     text = _read_text(name, path)
     if suffix == ".csv":
         return Table(name, "line", _delimited_rows(name, text, delimiter=",", quoted=True))
@@ -162,7 +167,9 @@ def _require_unique(name: str, header: list[str]) -> list[str]:
     return header
 
 
-def _parquet_rows(name: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _parquet_rows(
+    name: str, path: Path, used: Sequence[str | None]
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yields the rows of a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -170,7 +177,7 @@ def _parquet_rows(name: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any
     try:
         with pq.ParquetFile(path) as file:
             columns = file.schema_arrow.names
-            wanted = [column for column in columns if column in _USED]
+            wanted = [column for column in columns if column in used]
             rows = file.read(columns=wanted).to_pylist() if wanted else []
             rows = rows or [{} for _ in range(file.metadata.num_rows)]
     except (pa.ArrowException, OSError, ValueError):
@@ -182,7 +189,9 @@ def _parquet_rows(name: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any
         yield number, dict.fromkeys(columns) | row
 
 
-def _dataset_rows(name: str, folder: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _dataset_rows(
+    name: str, folder: Path, used: Sequence[str | None]
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yields the rows of a folder written by `datasets.Dataset.save_to_disk`."""
     splits = folder / "dataset_dict.json"
     if splits.is_file():
@@ -199,7 +208,7 @@ def _dataset_rows(name: str, folder: Path) -> Iterator[tuple[int, Mapping[str, A
     try:
         dataset = datasets.load_from_disk(str(folder)).with_format(None)
         columns = dataset.column_names
-        wanted = [column for column in columns if column in _USED]
+        wanted = [column for column in columns if column in used]
         rows = dataset.select_columns(wanted).to_list() if wanted else [{}] * len(dataset)
     except Exception:  # noqa: BLE001 - its message may quote what the files contain
         raise InvalidDataError(

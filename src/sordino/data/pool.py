@@ -7,7 +7,7 @@ Errors name the file, the line and the columns, never what a record says.
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sordino.core.checks import require_integer, require_one_of
@@ -31,16 +31,22 @@ class Record:
         label: The label as a string; None for completions.
         references: The acceptable completions, the one to learn first; empty for classification.
         line: Line in a text file, row elsewhere; from 1.
+        unit: Whose record it is, where several records belong to one person; None elsewhere.
     """
 
     prompt: str
     label: str | None
     references: tuple[str, ...]
     line: int
+    unit: str | None = None
 
 
 def read_records(
-    path: str | Path, *, kind: str | None = None, min_records: int = 2
+    path: str | Path,
+    *,
+    kind: str | None = None,
+    min_records: int = 2,
+    unit_column: str | None = None,
 ) -> list[Record]:
     """Returns the records of a file, in its order.
 
@@ -53,6 +59,8 @@ def read_records(
         path: The file or folder.
         kind: "classification" or "completion"; None takes what the first row has.
         min_records: Fewest records allowed.
+        unit_column: Column that names whose record it is (string or whole number); None: nobody is
+            named, and each record stands for itself.
 
     Raises:
         InvalidDataError: If the file, a row or a value cannot be used; says where.
@@ -60,7 +68,7 @@ def read_records(
     if kind is not None:
         require_one_of("kind", kind, tuple(KINDS))
     require_integer("min_records", min_records, 0)
-    table = open_table(path)
+    table = open_table(path, unit_column=unit_column)
     records = []
     first: tuple[int, str] | None = None
     for line, row in table.rows:
@@ -71,7 +79,10 @@ def read_records(
                 f"{table.at(line)}: a {found} record, but {table.unit} {first[0]} is a {first[1]} "
                 "record. Use one file per kind."
             )
-        records.append(_to_record(table, line, row, found))
+        record = _to_record(table, line, row, found)
+        if unit_column is not None:
+            record = replace(record, unit=_require_unit(table, line, row, unit_column))
+        records.append(record)
     if len(records) < min_records:
         count = {0: "no records", 1: "only one record"}.get(len(records), f"{len(records)} records")
         raise InvalidDataError(f"{table.name}: must hold at least {min_records}, has {count}.")
@@ -86,6 +97,23 @@ def count_duplicates(records: Iterable[Record]) -> int:
         seen.add((record.prompt, record.label, record.references))
         total += 1
     return total - len(seen)
+
+
+def group_by_unit(records: Sequence[Record]) -> list[list[int]]:
+    """Returns the records of every unit, as indices: units in order of their first record.
+
+    A record without a unit is a unit of its own.
+
+    Example:
+        >>> ann = Record("a", None, ("b",), 1, unit="ann")
+        >>> group_by_unit([ann, replace(ann, unit="bob"), ann])
+        [[0, 2], [1]]
+    """
+    groups: dict[object, list[int]] = {}
+    for index, record in enumerate(records):
+        key = index if record.unit is None else record.unit
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
 
 
 def overlap(records_a: Sequence[Record], records_b: Sequence[Record]) -> list[int]:
@@ -137,7 +165,7 @@ def _to_record(table: Table, line: int, row: Mapping[str, Any], kind: str) -> Re
         raise _missing_columns(table, line, row, " and ".join(KINDS[kind]))
     if kind == "classification":
         text = _require_text(table, line, "text", row["text"])
-        return Record(text, _require_label(table, line, row["label"]), (), line)
+        return Record(text, _require_name(table, line, "label", row["label"]), (), line)
     prompt = _require_text(table, line, "prompt", row["prompt"])
     completions = row["completion"]
     if not isinstance(completions, list):
@@ -167,13 +195,20 @@ def _require_text(table: Table, line: int, column: str, value: object) -> str:
     return value
 
 
-def _require_label(table: Table, line: int, value: object) -> str:
-    """Returns a label, a string or a whole number, as a string."""
+def _require_unit(table: Table, line: int, row: Mapping[str, Any], column: str) -> str:
+    """Returns whose record it is; a record that nobody answers for would be counted wrong."""
+    if column not in row:
+        raise _missing_columns(table, line, row, f"{column} (the privacy unit)")
+    return _require_name(table, line, column, row[column])
+
+
+def _require_name(table: Table, line: int, column: str, value: object) -> str:
+    """Returns a label or a unit, a string or a whole number, as a string."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is not None and not isinstance(value, str):
         raise InvalidDataError(
-            f"{table.at(line)}: the column label must be a string or a whole number, got "
+            f"{table.at(line)}: the column {column} must be a string or a whole number, got "
             f"{type(value).__name__}."
         )
-    return _require_text(table, line, "label", value).strip()
+    return _require_text(table, line, column, value).strip()

@@ -18,11 +18,41 @@ if TYPE_CHECKING:
     from sordino.ledger.transcript import StepSymbols
 
 
-class CopiedParameterSpace(AbstractParameterSpace):
-    """A large trainable set that is never perturbed: its own parameters are the float32 master.
+class ComputingCopy:
+    """The model that computes beside a float32 master: a copy in another dtype, or the master.
 
     A backward pass needs a layer's weight again long after the forward pass, so weights in another
-    compute dtype are held as a copy of the model (in float32, the master itself computes).
+    compute dtype are held as a copy of the model.
+
+    Args:
+        model: The module that holds the tensors.
+        tensors: Trainable parameters by name, float32: the master.
+        dtype: The dtype that layers compute in.
+    """
+
+    def __init__(
+        self, model: Any, tensors: Mapping[str, torch.nn.Parameter], dtype: torch.dtype
+    ) -> None:
+        self._tensors = tensors
+        self.model = model
+        self.computing = dict(tensors)  # by the same names, as `self.model` uses them
+        self._is_master = dtype == torch.float32
+        if not self._is_master:
+            twins: dict[int, Any] = {}
+            self.model = copy.deepcopy(model, twins)
+            self.computing = {name: twins[id(p)] for name, p in tensors.items()}
+            for parameter in self.model.parameters():  # not buffers: angles need all their bits
+                parameter.data = parameter.data.to(dtype)
+
+    def refresh(self) -> None:
+        """Makes the copy follow the master."""
+        if not self._is_master:
+            for name, parameter in self.computing.items():
+                parameter.data.copy_(self._tensors[name].data)
+
+
+class CopiedParameterSpace(AbstractParameterSpace):
+    """A large trainable set that is never perturbed: its own parameters are the float32 master.
 
     Args:
         model: The module that holds the tensors; None for a replay without a model.
@@ -41,14 +71,10 @@ class CopiedParameterSpace(AbstractParameterSpace):
         self.directions: KroneckerDirections = directions
         self.tensors = dict(tensors)
         _require_float32(self.tensors)
-        self.model = model
-        self.computing = self.tensors  # by the same names, as `self.model` uses them
-        if model is not None and compute_dtype != torch.float32:
-            twins: dict[int, Any] = {}
-            self.model = copy.deepcopy(model, twins)
-            self.computing = {name: twins[id(p)] for name, p in self.tensors.items()}
-            for parameter in self.model.parameters():  # not buffers: angles need all their bits
-                parameter.data = parameter.data.to(compute_dtype)
+        copied = None if model is None else ComputingCopy(model, self.tensors, compute_dtype)
+        self.model = None if copied is None else copied.model
+        self.computing = self.tensors if copied is None else copied.computing
+        self._copied = copied
 
     @contextmanager
     def perturbed(self, step: int, index: int, scale: float) -> Iterator[None]:  # noqa: ARG002
@@ -102,6 +128,5 @@ class CopiedParameterSpace(AbstractParameterSpace):
 
     def _refresh(self) -> None:
         """Makes the computing copy follow the master."""
-        if self.computing is not self.tensors:
-            for name, parameter in self.computing.items():
-                parameter.data.copy_(self.tensors[name].data)
+        if self._copied is not None:
+            self._copied.refresh()

@@ -20,10 +20,16 @@ from sordino.core.errors import LedgerError
 from sordino.ledger.ledger import canonical_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sordino.ledger.ledger import Ledger
 
-FORMAT_VERSION = 1
+    _MakeSubsetLine = Callable[[dict[str, Any]], "SubsetLine"]
+    _MakePoolLine = Callable[[dict[str, Any]], "PoolLine"]
+
+FORMAT_VERSION = 2
 NO_GUARANTEE = "no formal guarantee"
+_POOL_SECRET = "whether a record is in the pool at all"  # noqa: S105
 _VACUOUS_EPSILON = 20.0  # e**20 : 1; said to be vacuous in words, the number stays
 _ROUND_UP = 1.0 + 1e-12  # a product of floats, three roundings at most
 
@@ -46,9 +52,15 @@ class PoolLine:
 
     secret: str
     guarantee: str
-    neighboring_relation: str | None
-    epsilon_upper: float | None
-    delta: float | None
+    neighboring_relation: str | None = None
+    epsilon_upper: float | None = None
+    delta: float | None = None
+    privacy_unit: str | None = None
+    max_records_per_unit: int | None = None
+    epsilon_renyi: float | None = None  # a cross-check by another method, not a better bound
+    epsilon_edgeworth: tuple[float, float] | None = None  # a third opinion, where asked for
+    success_upper: float | None = None  # of the best guess at prior 1/2
+    noise: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,15 +110,16 @@ def compute_certificate(ledger: Ledger) -> Certificate:
         arXiv:2605.06505v2 (PACZero), composition theorem.
     """
     opening, closing, releases = _split(ledger)
-    is_private = opening["guarantee"] == "pac"
-    if ledger.mutual_information_spent > opening["mutual_information_budget_nats"]:
+    subset_line, pool_line = _LINES[opening["guarantee"]]
+    budget = opening["mutual_information_budget_nats"]
+    if budget is not None and ledger.mutual_information_spent > budget:
         raise LedgerError(f"{ledger.path}: the charges exceed the declared budget.")
     return Certificate(
         format_version=FORMAT_VERSION,
         sordino_version=opening["sordino_version"],
         guarantee=opening["guarantee"],
-        subset=_subset_line(opening) if is_private else _open_subset_line(),
-        pool=_pool_line(opening),
+        subset=subset_line(opening),
+        pool=pool_line(opening),
         mechanism=opening["mechanism"],
         num_steps=len(releases),
         num_releases=sum(event["num_releases"] for event in releases),
@@ -151,7 +164,7 @@ def _split(ledger: Ledger) -> tuple[dict[str, Any], dict[str, Any], list[dict[st
             "closing event. This one is unfinished (finish it with --resume) or was changed."
         )
     opening, closing = ledger.events[0], ledger.events[-1]
-    if opening.get("guarantee") not in ("pac", "none"):
+    if opening.get("guarantee") not in _LINES:
         raise LedgerError(f"{ledger.path}: unknown guarantee {opening.get('guarantee')!r}.")
     if len(steps) != opening["num_steps"]:
         raise LedgerError(
@@ -176,11 +189,11 @@ def _subset_line(opening: dict[str, Any]) -> SubsetLine:
     )
 
 
-def _open_subset_line() -> SubsetLine:
-    """Returns the line of a run without a mechanism."""
+def _open_subset_line(_opening: dict[str, Any], guarantee: str = NO_GUARANTEE) -> SubsetLine:
+    """Returns the line of a run without candidate subsets."""
     return SubsetLine(
         secret="which records were used",  # noqa: S106
-        guarantee=NO_GUARANTEE,
+        guarantee=guarantee,
         mutual_information_nats_upper=None,
         prior=None,
         posterior_upper=None,
@@ -197,23 +210,16 @@ def _pool_line(opening: dict[str, Any]) -> PoolLine:
     most 1 / (2 eta). Proof: docs/proofs/noisy_unanimity.md. Taking a record out of the list is
     another relation: it renumbers the records behind it, and with that their subsets.
     """
-    secret = "whether a record is in the pool at all"  # noqa: S105
     mechanism = opening["mechanism"]
     flip = mechanism.get("unanimity_flip", 0.0)
     if not (
         mechanism["name"] == "unanimity" and flip > 0 and mechanism["on_disagreement"] == "coin"
     ):
-        return PoolLine(
-            secret=secret,
-            guarantee=NO_GUARANTEE,
-            neighboring_relation=None,
-            epsilon_upper=None,
-            delta=None,
-        )
+        return PoolLine(secret=_POOL_SECRET, guarantee=NO_GUARANTEE)
     num_releases = opening["num_steps"] * opening["directions_per_step"]
     epsilon = num_releases * -math.log(2.0 * flip) * _ROUND_UP
     return PoolLine(
-        secret=secret,
+        secret=_POOL_SECRET,
         guarantee="pure differential privacy, basic composition",
         neighboring_relation="REPLACE_SPECIAL",
         epsilon_upper=epsilon,
@@ -221,10 +227,40 @@ def _pool_line(opening: dict[str, Any]) -> PoolLine:
     )
 
 
+def _dp_pool_line(opening: dict[str, Any]) -> PoolLine:
+    """Returns the line that differential privacy proves."""
+    from sordino.accounting.dp import SampledGaussian, compute_epsilon, compute_tradeoff
+
+    dp = opening["dp"]
+    event = SampledGaussian(
+        noise_multiplier=dp["noise_multiplier"],
+        sampling_probability=dp["sampling_probability"],
+        num_steps=opening["num_steps"],
+        neighboring_relation=dp["neighboring_relation"],
+    )
+    report = compute_epsilon(event, dp["delta"], with_edgeworth=dp["with_edgeworth"])
+    unit = dp["privacy_unit"]
+    return PoolLine(
+        secret=_POOL_SECRET if unit == "record" else f"whether a {unit} is in the pool at all",
+        guarantee="approximate differential privacy, by privacy loss distributions",
+        neighboring_relation=event.neighboring_relation,
+        epsilon_upper=report.epsilon_upper,
+        delta=report.delta,
+        privacy_unit=unit,
+        max_records_per_unit=None if unit == "record" else dp["max_records_per_unit"],
+        epsilon_renyi=report.epsilon_rdp,
+        epsilon_edgeworth=report.epsilon_edgeworth,
+        success_upper=compute_tradeoff(event).success(0.5),
+        noise=dp["noise"],
+    )
+
+
 def _assumptions(opening: dict[str, Any]) -> tuple[str, ...]:
     """Returns what the claim rests on, beyond the mechanism."""
-    if opening["guarantee"] != "pac":
+    if opening["guarantee"] == "none":
         return ()
+    if opening["guarantee"] == "dp":
+        return _dp_assumptions(opening["dp"])
     lines = [
         "the holder ran this code as it is, once, on this pool",
         (
@@ -241,10 +277,29 @@ def _assumptions(opening: dict[str, Any]) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def _dp_assumptions(dp: dict[str, Any]) -> tuple[str, ...]:
+    """Returns what a claim of differential privacy rests on, beyond the mechanism."""
+    arithmetic = (
+        "the noise is drawn on whole numbers, so that rounding betrays nothing; contributions are "
+        "rounded to them before they are added"
+        if dp["noise"] == "discrete"
+        else "exact arithmetic: attacks on the rounding of floating-point noise are not covered"
+    )
+    return (
+        "the holder ran this code as it is, once, on this pool",
+        "noise and sampling came from the operating system's entropy and stayed with the holder",
+        (
+            "the base model, the number of units, the sampling probability and all settings are "
+            "public and were not chosen by looking at the pool"
+        ),
+        arithmetic,
+    )
+
+
 def _subset_words(line: SubsetLine) -> str:
     """Returns the subset line's claim in words."""
     if line.mutual_information_nats_upper is None:
-        return NO_GUARANTEE + "."
+        return line.guarantee + "."
     words = (
         f"at most {_shown(line.mutual_information_nats_upper, 6)} nats leave the building. A guess "
         "whether a given record was in it is right with probability at most "
@@ -260,11 +315,34 @@ def _pool_words(line: PoolLine) -> str:
     """Returns the pool line's claim in words."""
     if line.epsilon_upper is None:
         return NO_GUARANTEE + "."
+    if line.success_upper is not None:
+        return _dp_words(line)
     words = (
         f"epsilon at most {_shown(line.epsilon_upper, 4)} nats, delta 0, for one record against "
         "an empty place (the pool's size stays), worst case, basic composition"
     )
     return words + (" (vacuous in practice)." if line.epsilon_upper > _VACUOUS_EPSILON else ".")
+
+
+def _dp_words(line: PoolLine) -> str:
+    """Returns a claim of differential privacy in words."""
+    change = {"ADD_OR_REMOVE_ONE": "added or removed", "REPLACE_ONE": "replaced by another"}
+    whose = "record" if line.privacy_unit == "record" else f"{line.privacy_unit} (all its records)"
+    opinions = []
+    if line.epsilon_renyi is not None:
+        opinions.append(f"Renyi accounting: {line.epsilon_renyi:.4g}")
+    if line.epsilon_edgeworth is not None:
+        low, high = line.epsilon_edgeworth
+        opinions.append(f"Edgeworth accounting: {low:.4g} to {high:.4g}")
+    checked = f" ({'; '.join(opinions)})" if opinions else ""
+    words = (
+        f"epsilon at most {_shown(line.epsilon_upper, 4)} nats at delta {line.delta:.3g}{checked}, "
+        f"for one {whose} {change[str(line.neighboring_relation)]}, worst case. A guess whether it "
+        f"is in the pool is right with probability at most {_shown(line.success_upper, 4)} "
+        "(without the release: 0.5)"
+    )
+    is_vacuous = line.epsilon_upper is not None and line.epsilon_upper > _VACUOUS_EPSILON
+    return words + (" (vacuous in practice)." if is_vacuous else ".")
 
 
 def _shown(bound: float | None, digits: int) -> str:
@@ -273,3 +351,15 @@ def _shown(bound: float | None, digits: int) -> str:
         return NO_GUARANTEE
     with localcontext(prec=digits, rounding=ROUND_CEILING):
         return f"{float(+Decimal(repr(float(bound)))):.{digits}g}"
+
+
+def _dp_subset_line(opening: dict[str, Any]) -> SubsetLine:
+    """Returns the subset's line of a run with differential privacy, which has no such secret."""
+    return _open_subset_line(opening, "protected one by one, as secret 2 says")
+
+
+_LINES: dict[str, tuple[_MakeSubsetLine, _MakePoolLine]] = {
+    "pac": (_subset_line, _pool_line),
+    "dp": (_dp_subset_line, _dp_pool_line),
+    "none": (_open_subset_line, _pool_line),
+}

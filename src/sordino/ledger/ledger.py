@@ -74,13 +74,16 @@ class Ledger:
         """Returns the line that `append_line` would write for `event`, after checking its charge.
 
         Raises:
-            BudgetExceededError: If the charge does not fit the budget of the opening event.
+            BudgetExceededError: If the charge does not fit the budget of the opening event, or it
+                plans no further release.
             InvalidParameterError: If the charge is NaN, infinite or negative.
         """
         charge = event.get("mutual_information_nats", 0.0)
         if charge is not None:
             require_non_negative("mutual_information_nats", charge)
             self._require_fits(charge)
+        if event.get("kind") == "release":
+            self._require_planned()
         body = {"index": len(self.events), "previous": self.head, "event": dict(event)}
         return canonical_json({**body, "hash": _hash(body)}) + b"\n"
 
@@ -103,6 +106,15 @@ class Ledger:
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """Returns the events whose "kind" is `kind`, in order."""
         return [event for event in self.events if event.get("kind") == kind]
+
+    def _require_planned(self) -> None:
+        """Raises if the opening event plans no further release: its privacy would not be paid."""
+        opening = self.of_kind("open")
+        planned = opening[0].get("num_steps") if opening else None
+        if planned is not None and len(self.of_kind("release")) >= planned:
+            raise BudgetExceededError(
+                f"all {planned} planned releases are spent. Nothing was released."
+            )
 
     def _require_fits(self, charge: float) -> None:
         """Raises unless the budget of the opening event still holds `charge`."""

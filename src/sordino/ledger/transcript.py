@@ -5,7 +5,9 @@ then the symbols of all steps, back to back. Encodings:
 
 - "bit": one bit a release, 1 for +1 and 0 for -1;
 - "trit": two bits a release, 0 for "nothing moved", 1 for +1, 2 for -1 (`on_disagreement="skip"`);
-- "value": per step a float64 unit and one int32 a release (no privacy; used by the baseline).
+- "value": per step a float64 unit and one int32 a release (noisy numbers; the baseline's numbers);
+- "none": nothing; the run moved along gradients, which are too large to publish, and its weights
+  cannot be replayed.
 
 1,000 steps of one bit are 125 bytes.
 """
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 MAGIC = b"SORDINO1"
 BITS_PER_SYMBOL = {"bit": 1, "trit": 2}
-ENCODINGS = ("bit", "trit", "value")
+ENCODINGS = ("bit", "trit", "value", "none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +94,8 @@ class StepSymbols:
 
 def num_payload_bits(header: TranscriptHeader, num_steps: int) -> int:
     """Returns how many bits `num_steps` steps take after the header."""
+    if header.encoding == "none":
+        return 0
     if header.encoding == "value":
         return num_steps * 8 * (8 + 4 * header.directions_per_step)
     return num_steps * header.directions_per_step * BITS_PER_SYMBOL[header.encoding]
@@ -137,7 +141,11 @@ def read_transcript(path: Path) -> tuple[TranscriptHeader, list[StepSymbols]]:
 def decode_steps(
     header: TranscriptHeader, payload: bytes, num_steps: int, where: str
 ) -> list[StepSymbols]:
-    """Returns the symbols of the first `num_steps` steps of a payload."""
+    """Returns the symbols of the first `num_steps` steps of a payload; none if none are kept."""
+    if header.encoding == "none":
+        if payload:
+            raise LedgerError(f"{where}: bytes are left over.")
+        return []
     K = header.directions_per_step
     if header.encoding == "value":
         size = 8 + 4 * K

@@ -11,33 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sordino.core.checks import require_integer
-from sordino.core.entropy import OperatingSystemEntropy
 from sordino.core.errors import InvalidParameterError, SordinoError
+from sordino.data import group_by_unit
 from sordino.ledger.ledger import canonical_json
-from sordino.ledger.transcript import TranscriptHeader
+from sordino.training.dp_plan import make_dp_plan
 from sordino.training.evaluate import evaluate_objective
 from sordino.training.finish import finish_run
-from sordino.training.leave_one_out import LeaveOneOut
 from sordino.training.loop import Session, open_run, run_steps
 from sordino.training.numerics import warn_if_perturbation_does_not_fit
 from sordino.training.probes import mixed_probes
-from sordino.training.replay import initial_tensors, make_space
+from sordino.training.replay import initial_tensors
 from sordino.training.setup import (
-    BatchPlan,
     choose_task,
     digest_examples,
     encode_records,
     find_perturbation,
-    find_shared_weight,
     load_for_tuning,
-    make_estimator,
-    make_language_model,
-    make_mechanism,
-    make_membership,
-    make_shared,
     prepare_full,
     prepare_tensors,
 )
+from sordino.training.steppers import Ingredients, Made, make_stepper
+from sordino.training.symbols import SymbolStepper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,9 +42,9 @@ if TYPE_CHECKING:
     from sordino.gradients.objectives import AbstractObjective, LanguageModel
     from sordino.gradients.parameters import AbstractParameterSpace
     from sordino.ledger.certificate import Certificate
-    from sordino.ledger.transcript import StepSymbols
     from sordino.models import LoadedModel
     from sordino.training.config import TuneConfig
+    from sordino.training.dp_plan import DpPlan
     from sordino.training.run_folder import RunFolder
     from sordino.training.setup import AdapterOptions, Task, TaskOptions
     from sordino.training.workers import Workers
@@ -86,6 +80,11 @@ class RunRequest:
             raise InvalidParameterError(
                 "objective token-f1 has no gradient: use --estimator zeroth-order."
             )
+        if self.select == "best" and self.config.derivative == "gradient":
+            raise InvalidParameterError(
+                "--select best replays a transcript, which a run on gradients does not have: use "
+                "--select last."
+            )
         is_zero = self.config.guarantee == "pac" and self.config.mutual_information == 0
         if self.holder_report and not is_zero:
             raise InvalidParameterError(
@@ -113,14 +112,13 @@ def run(
     parts = assemble(request, pool, public, workers, dtype)
     session = parts.session
 
-    def start() -> list[StepSymbols]:
-        tensors = session.space.tensors.values()
+    def start() -> Any:
+        tensors = session.stepper.tensors.values()
         request.folder.require_space(sum(p.numel() * p.element_size() for p in tensors))
         held.enter_context(request.folder.locked())
         if not request.resume:
             request.folder.require_new()  # again: only now can no other process start it
-        open_run(session, resume=request.resume)
-        return session.steps
+        return open_run(session, resume=request.resume)
 
     def initial_state() -> dict[str, torch.Tensor]:
         if request.config.adapter == "lora":
@@ -139,9 +137,9 @@ def run(
         )
 
     with ExitStack() as held:
-        session.steps = workers.from_main(start)
+        progress_so_far = workers.from_main(start)
         try:
-            run_steps(session)
+            run_steps(session, progress_so_far)
         except SordinoError:
             if workers.is_main and not session.ledger.of_kind("release"):
                 request.folder.discard()
@@ -174,19 +172,36 @@ def assemble(
     encoded = encode_records(task, pool, loaded, request.task)
     held_out = encode_records(task, public, loaded, request.task) if public else None
     model, tensors, adapter = prepare_tensors(loaded, config, request.adapter)
-    plan = BatchPlan(
-        encoded.objective.lengths,
-        batch_size=config.batch_size,
-        tokens_per_batch=request.tokens_per_batch,
-        seed=config.seed,
+    groups = group_by_unit(pool)
+    dp = None
+    if config.dp is not None:
+        dp = make_dp_plan(
+            config.dp,
+            num_units=len(groups),
+            num_steps=config.num_steps,
+            expected_units=config.batch_size,
+            clip_norm=config.clip,
+        )
+    made = make_stepper(
+        Ingredients(
+            config=config,
+            dp=dp,
+            groups=groups,
+            loaded=loaded,
+            model=model,
+            tensors=tensors,
+            adapter=adapter,
+            task=task,
+            task_options=request.task,
+            encoded=encoded,
+            num_frozen_blocks=request.adapter.first_layer if config.adapter == "lora" else 0,
+            tokens_per_batch=request.tokens_per_batch,
+            has_holder_report=request.holder_report,
+            workers=workers,
+            dtype=dtype,
+        )
     )
-    shared_weight = find_shared_weight(config, task)
-    mechanism = make_mechanism(config, OperatingSystemEntropy(), plan.records_per_step)
-    header = _make_header(config, mechanism.encoding, adapter, tensors)
-    space = make_space(header, tensors, model=loaded.model, compute_dtype=dtype)
-    frozen = request.adapter.first_layer if config.adapter == "lora" else 0
-    language_model = make_language_model(loaded, model, space, num_frozen_blocks=frozen)
-    membership = make_membership(config, len(pool))
+    language_model = made.language_model
 
     def evaluate() -> dict[str, float]:
         return evaluate_objective(
@@ -195,44 +210,36 @@ def assemble(
 
     session = Session(
         folder=request.folder,
-        header=header,
+        header=made.header,
         opening=_opening_event(
             request,
-            header,
+            made,
             base_model_sha256=loaded.fingerprint,
-            mechanism=mechanism.describe(),
             task=encoded.description,
-            num_records=len(pool),
+            num_records=len(pool) if dp is None else dp.num_units,
             validation=digest_examples(held_out.examples) if held_out is not None else None,
             dtype=dtype,
-            shared_weight=shared_weight,
+            dp=dp,
         ),
-        plan=plan,
-        estimator=make_estimator(
-            config,
-            language_model,
-            encoded.objective,
-            space,
-            dtype=dtype,
-            shared=make_shared(shared_weight, task, request.task, loaded, language_model),
-        ),
-        mechanism=mechanism,
-        space=space,
-        membership=membership,
+        stepper=made.stepper,
         workers=workers,
-        leave_one_out=(
-            LeaveOneOut(membership, config.unanimity_flip, config.on_disagreement)
-            if request.holder_report
-            else None
-        ),
         evaluate=evaluate if held_out is not None else None,
         evaluate_every=_evaluate_every(request),
         pool_digest=digest_examples(encoded.examples),
     )
     perturbation = find_perturbation(config, dtype)
-    if perturbation is not None and request.task.objective == "loss":
+    if (
+        perturbation is not None
+        and request.task.objective == "loss"
+        and isinstance(made.stepper, SymbolStepper)
+    ):
         _probe_numerics(
-            perturbation, task, request.task, language_model, loaded=loaded, space=space
+            perturbation,
+            task,
+            request.task,
+            language_model,
+            loaded=loaded,
+            space=made.stepper.space,
         )
 
     return Parts(
@@ -241,26 +248,6 @@ def assemble(
         loaded=loaded,
         language_model=language_model,
         objective=encoded.objective,
-    )
-
-
-def _make_header(
-    config: TuneConfig,
-    encoding: str,
-    adapter: dict[str, Any],
-    tensors: dict[str, torch.nn.Parameter],
-) -> TranscriptHeader:
-    """Returns everything public that a replay needs."""
-    return TranscriptHeader(
-        seed=config.seed,
-        encoding=encoding,
-        direction_kind=config.direction_kind,
-        directions_per_step=config.directions_per_step,
-        num_steps=config.num_steps,
-        learning_rates=config.learning_rates,
-        weight_decay=config.weight_decay,
-        adapter=adapter,
-        tensors={name: tuple(p.shape) for name, p in tensors.items()},
     )
 
 
@@ -292,15 +279,14 @@ def _public_name(source: str) -> str:
 
 def _opening_event(
     request: RunRequest,
-    header: TranscriptHeader,
+    made: Made,
     *,
     base_model_sha256: str,
-    mechanism: dict[str, Any],
     task: dict[str, Any],
     num_records: int,
     validation: str | None,
     dtype: torch.dtype,
-    shared_weight: float,
+    dp: DpPlan | None,
 ) -> dict[str, Any]:
     """Returns the ledger's first event: every public setting, nothing computed on the data."""
     config = request.config
@@ -309,21 +295,21 @@ def _opening_event(
         "kind": "open",
         "sordino_version": version("sordino"),
         "guarantee": config.guarantee,
-        "mutual_information_budget_nats": config.mutual_information,
-        "mutual_information_nats": 0.0,
-        "mechanism": mechanism,
+        "mutual_information_budget_nats": None if dp is not None else config.mutual_information,
+        "mutual_information_nats": None if dp is not None else 0.0,
+        "dp": None if dp is None else dp.describe(),
+        "mechanism": made.mechanism,
         "estimator": config.estimator,
         "derivative": config.derivative,
+        "optimizer": config.optimizer,
         "clip": config.clip,
-        "shared_weight": shared_weight,
+        "shared_weight": made.shared_weight,
         "perturbation": find_perturbation(config, dtype),
         "num_records": num_records,
         "num_steps": config.num_steps,
         "directions_per_step": config.directions_per_step,
         "direction_kind": config.direction_kind,
-        "sampling": (
-            "all" if config.batch_size is None else f"{config.batch_size}, by the public seed"
-        ),
+        "sampling": made.sampling,
         "learning_rate": config.learning_rate,
         "learning_rate_schedule": config.learning_rate_schedule,
         "weight_decay": config.weight_decay,
@@ -340,6 +326,6 @@ def _opening_event(
         "base_model_sha256": base_model_sha256,
         "compute_dtype": str(dtype).removeprefix("torch."),
         "noise_source": "operating system",
-        "transcript_header_sha256": hashlib.sha256(header.to_bytes()).hexdigest(),
+        "transcript_header_sha256": hashlib.sha256(made.header.to_bytes()).hexdigest(),
     }
     return json.loads(canonical_json(event))  # as it will be read back

@@ -18,13 +18,15 @@ from sordino.core.errors import InvalidParameterError
 from sordino.gradients.direction_sets import ALL_DIRECTION_KINDS
 from sordino.mechanisms.binary_channel import BUDGET_SCHEDULES, CHANNELS
 from sordino.mechanisms.unanimity import ON_DISAGREEMENT
+from sordino.training.gradient_steps import OPTIMIZERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sordino.mechanisms.candidates import CandidateSubsets
+    from sordino.training.dp_plan import DpOptions
 
-GUARANTEES = ("pac", "none")
+GUARANTEES = ("pac", "dp", "none")
 ESTIMATORS = ("zeroth-order", "first-order")
 ADAPTERS = ("lora", "full")
 OBJECTIVES = ("loss", "token-f1")
@@ -43,8 +45,8 @@ class Recipe:
     num_steps: int
     learning_rate: float
     clip: float
-    directions_per_step: int
-    direction_kind: str
+    directions_per_step: int = 1
+    direction_kind: str = "rademacher"
 
 
 # First order: measured on SmolLM2-135M, see docs/decisions/0007-fewer-signs-larger-steps.md.
@@ -65,20 +67,11 @@ RECIPES = {
         directions_per_step=4096,
         direction_kind="kronecker",
     ),
-    ("zeroth-order", "lora"): Recipe(
-        num_steps=1000,
-        learning_rate=1e-3,
-        clip=25.0,
-        directions_per_step=1,
-        direction_kind="rademacher",
-    ),
-    ("zeroth-order", "full"): Recipe(
-        num_steps=1000,
-        learning_rate=1e-4,
-        clip=1000.0,
-        directions_per_step=1,
-        direction_kind="rademacher",
-    ),
+    ("zeroth-order", "lora"): Recipe(num_steps=1000, learning_rate=1e-3, clip=25.0),
+    ("zeroth-order", "full"): Recipe(num_steps=1000, learning_rate=1e-4, clip=1000.0),
+    # steps of an optimizer on (noisy) gradients
+    ("gradients", "lora"): Recipe(num_steps=64, learning_rate=1e-3, clip=0.3),
+    ("gradients", "full"): Recipe(num_steps=64, learning_rate=1e-4, clip=1.0),
 }
 
 
@@ -106,6 +99,8 @@ class TuneConfig:
     adapter: str
     shared_weight: float | None
     seed: int
+    dp: DpOptions | None = None
+    optimizer: str | None = None  # None: moves along public directions
 
     def __post_init__(self) -> None:
         require_one_of("guarantee", self.guarantee, GUARANTEES)
@@ -129,11 +124,43 @@ class TuneConfig:
             require_positive("perturbation", self.perturbation)
         if self.batch_size is not None:
             require_integer("batch_size", self.batch_size, 1)
+        if self.optimizer is not None:
+            require_one_of("optimizer", self.optimizer, OPTIMIZERS)
+        self._check_guarantee()
         self._check_directions()
         self._check_budget()
 
+    def _check_guarantee(self) -> None:
+        """Raises if settings of one guarantee are given for another."""
+        if (self.guarantee == "dp") != (self.dp is not None):
+            raise InvalidParameterError(
+                "--epsilon, --delta, --unit, --adjacency and --clipping are for --guarantee dp."
+            )
+        is_first = self.estimator == "first-order"
+        if self.optimizer is not None and not (is_first and self.guarantee != "pac"):
+            raise InvalidParameterError(
+                "--optimizer is for --estimator first-order with --guarantee dp or none: signs and "
+                "zeroth-order steps move the weights themselves."
+            )
+        if self.guarantee == "dp" and is_first and self.optimizer is None:
+            raise InvalidParameterError(
+                f"--guarantee dp with --estimator first-order needs an optimizer: one of "
+                f"{', '.join(OPTIMIZERS)}."
+            )
+        if self.dp is not None and is_first and self.dp.noise == "discrete":
+            raise InvalidParameterError(
+                "--noise discrete is for --estimator zeroth-order, whose contributions are few "
+                "enough to be rounded one by one."
+            )
+        if self.dp is not None and not is_first and self.dp.clipping != "flat":
+            raise InvalidParameterError(
+                "--clipping per-layer and automatic are for --estimator first-order."
+            )
+
     def _check_directions(self) -> None:
         """Raises if all weights are to be trained along directions that the estimator has not."""
+        if self.derivative == "gradient":
+            return
         is_kronecker = self.direction_kind == "kronecker"
         if self.adapter == "full" and is_kronecker != (self.derivative == "backpropagation"):
             needed = "rademacher or gaussian" if is_kronecker else "kronecker"
@@ -151,9 +178,10 @@ class TuneConfig:
                 "mutual_information must be a finite number of nats: 0 (nothing about the secret "
                 f"subset leaves) or a positive budget; got {budget!r}."
             )
-        if self.guarantee == "none" and budget > 0:
+        if self.guarantee != "pac" and budget > 0:
             raise InvalidParameterError(
-                "mutual_information is a budget for --guarantee pac; with none there is no budget."
+                "mutual_information is a budget for --guarantee pac; with "
+                f"{self.guarantee} there is no such budget."
             )
         vacuous = math.log(1.0 / self.candidates.prior)
         if budget >= vacuous:
@@ -171,6 +199,8 @@ class TuneConfig:
     @property
     def derivative(self) -> str:
         """How the estimator differentiates: with one direction, forwards; `clip` bounds that."""
+        if self.optimizer is not None:
+            return "gradient"
         if self.estimator == "zeroth-order":
             return "central-difference"
         return "forward-mode" if self.directions_per_step == 1 else "backpropagation"
@@ -182,16 +212,24 @@ class TuneConfig:
         return tuple(self.learning_rate * factor(t / self.num_steps) for t in range(self.num_steps))
 
 
-def find_recipe(estimator: str, adapter: str, directions_per_step: int | None = None) -> Recipe:
+def find_recipe(
+    estimator: str,
+    adapter: str,
+    directions_per_step: int | None = None,
+    optimizer: str | None = None,
+) -> Recipe:
     """Returns the defaults of an estimator for an adapter kind.
 
     Args:
         estimator: "zeroth-order" or "first-order".
         adapter: "lora" or "full".
         directions_per_step: What the user asked for, if anything.
+        optimizer: What moves the weights along gradients, if anything does.
     """
     require_one_of("estimator", estimator, ESTIMATORS)
     require_one_of("adapter", adapter, ADAPTERS)
+    if optimizer is not None:
+        return RECIPES["gradients", adapter]
     # one exact derivative a step is the zeroth-order method without its rounding: same defaults
     is_forward_mode = estimator == "first-order" and directions_per_step == 1
     return RECIPES["zeroth-order" if is_forward_mode else estimator, adapter]

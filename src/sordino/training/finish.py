@@ -14,7 +14,6 @@ from sordino.ledger.durable import PRIVATE_FILE_MODE, flush_folder, replace_file
 from sordino.models import save_adapter, save_full
 from sordino.training.card import render_card
 from sordino.training.loop import commit_to, read_metrics
-from sordino.training.replay import replay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,9 +53,8 @@ def finish_run(
     if not session.ledger.of_kind("close"):
         chosen = _choose_step(session, select)
         _require_moved(session)
-        if chosen < len(session.steps):
-            session.space.reset(initial_state())
-            replay(session.space, session.header, session.steps[:chosen])
+        if chosen < session.header.num_steps:
+            session.stepper.go_back_to(session, chosen, initial_state())
         if session.header.adapter["kind"] == "lora":
             save_adapter(model, folder.path, base_model=base_model)
         else:
@@ -65,13 +63,14 @@ def finish_run(
         closing = {
             "kind": "close",
             "selected_step": chosen,
-            "selection": _selection_words(chosen, len(session.steps), select),
+            "selection": _selection_words(chosen, session.header.num_steps, select),
             "transcript_sha256": _sha256(folder.transcript),
             "artefacts_sha256": artefact_digests(folder),
         }
         commit_to(session, closing, folder.transcript.stat().st_size, b"")
-    if session.leave_one_out is not None and folder.journal.path.exists():
-        content = json.dumps(session.leave_one_out.report(), indent=1, allow_nan=False).encode()
+    report = session.stepper.holder_report() if folder.journal.path.exists() else None
+    if report is not None:
+        content = json.dumps(report, indent=1, allow_nan=False).encode()
         replace_file(folder.holder_report, content, mode=PRIVATE_FILE_MODE)
     certificate = compute_certificate(session.ledger)
     replace_file(folder.certificate, certificate.to_bytes())
@@ -92,7 +91,7 @@ def artefact_digests(folder: RunFolder) -> dict[str, str]:
 
 def _choose_step(session: Session, select: str) -> int:
     """Returns after how many steps the weights are taken."""
-    last = len(session.steps)
+    last = session.header.num_steps
     if select == "last":
         return last
     entries = [e for e in read_metrics(session.folder, last) if e["num_steps"] > 0]
@@ -112,11 +111,10 @@ def _selection_words(chosen: int, num_steps: int, select: str) -> str:
 
 def _require_moved(session: Session) -> None:
     """Raises if training changed nothing."""
-    if not session.has_moved:
+    if not session.stepper.has_moved:
         raise SordinoError(
-            f"no trainable tensor changed in {len(session.steps)} steps: no sign was unanimous, or "
-            "every move was below float32 resolution. Raise --learning-rate, use "
-            "--on-disagreement coin, or use more records. What was charged stays charged."
+            f"no trainable tensor changed in {session.header.num_steps} steps: "
+            f"{session.stepper.describe_failure()}. What was charged stays charged."
         )
 
 

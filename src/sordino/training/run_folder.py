@@ -65,6 +65,11 @@ class RunFolder:
         return self.private / "holder_report.PRIVATE.json"
 
     @property
+    def checkpoint(self) -> Path:
+        """Weights and optimizer between two steps of a run on gradients."""
+        return self.private / "checkpoint.safetensors"
+
+    @property
     def journal(self) -> Journal:
         """The sealed journal."""
         return Journal(self.private / "journal.sealed", self.ledger, self.transcript)
@@ -125,6 +130,8 @@ class RunFolder:
     def forget_secrets(self) -> None:
         """Erases the sealed state of a finished run; keeps a holder's report."""
         self._erase_journal()
+        self.checkpoint.unlink(missing_ok=True)
+        self.checkpoint.with_suffix(".new").unlink(missing_ok=True)
         self._lock.unlink(missing_ok=True)
         if self.private.exists() and not any(self.private.iterdir()):
             self.private.rmdir()
@@ -132,7 +139,7 @@ class RunFolder:
     def discard(self) -> None:
         """Removes the files of a run that never released anything; its lock must be held."""
         self._erase_journal()
-        for path in (self.transcript, self.metrics, self.ledger):
+        for path in (self.transcript, self.metrics, self.ledger, self.checkpoint):
             path.unlink(missing_ok=True)
 
     def _erase_journal(self) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from sordino.core.checks import require_integer
-from sordino.core.directions import public_permutation
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.data import (
     ClassificationTask,
@@ -19,7 +18,6 @@ from sordino.data import (
     default_verbalizers,
     overlap,
     parse_verbalizers,
-    plan_batches,
     read_records,
 )
 from sordino.gradients.copied import CopiedParameterSpace
@@ -68,7 +66,6 @@ PERTURBATIONS = {
     ("full", torch.float16): 1e-3,
 }
 DEFAULT_SHARED_WEIGHT = 0.3  # docs/decisions/0006-shared-component.md
-_MAX_RECORDS_PER_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,21 +219,19 @@ def prepare_full(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def make_language_model(
-    loaded: LoadedModel, model: Any, space: AbstractParameterSpace, *, num_frozen_blocks: int
+    loaded: LoadedModel, model: Any, *, num_frozen_blocks: int, **options: Any
 ) -> LanguageModel:
     """Returns the model as objectives see it.
 
     Args:
         loaded: The base model.
-        model: The base model, or the PEFT model around it.
-        space: The trainable tensors.
+        model: What computes: the base model, a copy of it, or the PEFT model around it.
         num_frozen_blocks: Blocks below the first adapted one; 0 when all weights are trained.
+        **options: Further fields of the `LanguageModel`.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if isinstance(space, CopiedParameterSpace):
-        causal_lm = space.model  # the weights in the compute dtype
     prefix = FrozenPrefix.find(causal_lm, num_frozen_blocks)
-    return LanguageModel(causal_lm, loaded.tokenizer.pad_token_id, space.rows, prefix)
+    return LanguageModel(causal_lm, loaded.tokenizer.pad_token_id, prefix=prefix, **options)
 
 
 def find_perturbation(config: TuneConfig, dtype: torch.dtype) -> float | None:
@@ -256,6 +251,7 @@ def find_shared_weight(config: TuneConfig, task: Task) -> float:
     """
     is_covered = (
         isinstance(task, ClassificationTask)
+        and config.guarantee != "dp"
         and config.adapter == "lora"
         and config.derivative == "backpropagation"
     )
@@ -334,46 +330,10 @@ def make_mechanism(
 
 
 def make_membership(config: TuneConfig, num_records: int) -> np.ndarray:
-    """Returns which record is in which subset; without a guarantee there is one, the whole pool."""
-    if config.guarantee == "none":
+    """Returns which unit is in which subset; without candidate subsets there is one, the pool."""
+    if config.guarantee != "pac":
         return np.ones((num_records, 1), dtype=np.bool_)
     return config.candidates.membership(num_records)
-
-
-class BatchPlan:
-    """Which records a step looks at, and in which batches; public and the same on every worker."""
-
-    def __init__(
-        self, lengths: Sequence[int], *, batch_size: int | None, tokens_per_batch: int, seed: int
-    ) -> None:
-        self._lengths = list(lengths)
-        self._batch_size = batch_size
-        self._tokens = tokens_per_batch
-        self._seed = seed
-        if batch_size is not None:
-            require_integer("batch_size", batch_size, 1, len(self._lengths))
-        self._full = self._plan(np.arange(len(self._lengths)))
-
-    @property
-    def records_per_step(self) -> int:
-        """Number of records that a step looks at."""
-        return self._batch_size or len(self._lengths)
-
-    def batches(self, step: int) -> list[list[int]]:
-        """Returns the batches of one step."""
-        if self._batch_size is None:
-            return self._full
-        order = public_permutation(self._seed, "batch", str(step), len(self._lengths))
-        return self._plan(np.sort(order[: self._batch_size]))
-
-    def _plan(self, records: np.ndarray) -> list[list[int]]:
-        """Returns batches of similar length over the given records."""
-        plan = plan_batches(
-            [self._lengths[i] for i in records],
-            token_budget=self._tokens,
-            max_records=_MAX_RECORDS_PER_BATCH,
-        )
-        return [[int(records[i]) for i in batch] for batch in plan]
 
 
 def digest_examples(examples: Sequence[Example]) -> str:

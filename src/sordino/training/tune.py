@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typing_extensions import Doc
 
 from sordino.core.checks import require_integer, require_one_of, require_positive
+from sordino.core.errors import InvalidParameterError
 from sordino.data import read_records
 from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.models import choose_compute_dtype
 from sordino.training import config as settings
 from sordino.training.assembly import RunRequest, run
+from sordino.training.dp_plan import RECORD, DpOptions
 from sordino.training.run_folder import RunFolder
 from sordino.training.setup import AdapterOptions, TaskOptions, read_validation_records
 from sordino.training.workers import Workers
@@ -40,8 +42,40 @@ def tune(
         bool, Doc("Declare that the validation records are public.")
     ] = False,
     guarantee: Annotated[
-        Literal["pac", "none"], Doc("pac: PAC privacy; none: no privacy (MeZO).")
+        Literal["pac", "dp", "none"],
+        Doc("pac: PAC privacy; dp: differential privacy; none: no privacy (MeZO, AdamW)."),
     ] = "pac",
+    epsilon: Annotated[float | None, Doc("dp: target, in nats.")] = None,
+    delta: Annotated[
+        float | None, Doc("dp: default: the largest power of ten below 1 / (10 x units).")
+    ] = None,
+    unit: Annotated[
+        str, Doc("dp: who is protected: record, or the column that names whose record it is.")
+    ] = "record",
+    adjacency: Annotated[
+        Literal["add-remove", "replace"], Doc("dp: which data sets are neighbors.")
+    ] = "add-remove",
+    clipping: Annotated[
+        Literal["flat", "per-layer", "automatic"],
+        Doc("dp, first order: how gradients are bounded."),
+    ] = "flat",
+    optimizer: Annotated[
+        Literal["adamw", "sgd"] | None,
+        Doc("First order with dp (default adamw) or none (default: signs' directions)."),
+    ] = None,
+    noise: Annotated[
+        Literal["continuous", "discrete"],
+        Doc("dp: discrete survives attacks on floating-point rounding; zeroth order only."),
+    ] = "continuous",
+    max_records_per_unit: Annotated[
+        int, Doc("dp with a column as --unit: most records of a unit in one step.")
+    ] = 32,
+    allow_large_delta: Annotated[
+        bool, Doc("dp: allow a delta of 1 / (10 x units) or more.")
+    ] = False,
+    edgeworth: Annotated[
+        bool, Doc("dp: a third opinion on epsilon in the certificate, where it has one.")
+    ] = False,
     mutual_information: Annotated[
         float, Doc("Budget in nats; 0: nothing about the secret subset leaves.")
     ] = 0.0,
@@ -79,7 +113,7 @@ def tune(
     weight_decay: Annotated[float, Doc("Decoupled weight decay.")] = 0.0,
     clip: Annotated[
         float | None,
-        Doc("Bound on a record's derivative; on its gradient norm (first order, K > 1)."),
+        Doc("Bound on a record's derivative; on its gradient norm (first order, K > 1, dp)."),
     ] = None,
     perturbation: Annotated[
         float | None, Doc("Step of the finite difference; default by compute dtype.")
@@ -92,7 +126,11 @@ def tune(
         Doc("Public directions; default by estimator."),
     ] = None,
     batch_size: Annotated[
-        int | None, Doc("Records a step, chosen by the public seed; default: all.")
+        int | None,
+        Doc(
+            "Records a step, by the public seed; default: all. With dp: units expected in a step, "
+            "drawn in secret; default: an eighth."
+        ),
     ] = None,
     shared_weight: Annotated[
         float | None,
@@ -161,7 +199,24 @@ def tune(
     Example:
         sordino tune --model embedded --train notes.jsonl --output run --estimator first-order
     """
-    recipe = settings.find_recipe(estimator, adapter, directions_per_step)
+    dp = None
+    if guarantee == "dp":
+        dp = DpOptions(
+            epsilon=epsilon,
+            delta=delta,
+            unit=unit,
+            adjacency=adjacency,
+            clipping=clipping,
+            noise=noise,
+            max_records_per_unit=max_records_per_unit,
+            allow_large_delta=allow_large_delta,
+            with_edgeworth=edgeworth,
+        )
+        if estimator == "first-order" and optimizer is None:
+            optimizer = "adamw"
+    elif epsilon is not None or delta is not None or unit != RECORD:
+        raise InvalidParameterError("--epsilon, --delta and --unit are for --guarantee dp.")
+    recipe = settings.find_recipe(estimator, adapter, directions_per_step, optimizer)
     config = settings.TuneConfig(
         guarantee=guarantee,
         mutual_information=mutual_information,
@@ -190,6 +245,8 @@ def tune(
         adapter=adapter,
         shared_weight=shared_weight,
         seed=seed,
+        dp=dp,
+        optimizer=optimizer,
     )
     request = RunRequest(
         config=config,
@@ -221,7 +278,7 @@ def tune(
     dtype_used = choose_compute_dtype(dtype, workers.device)
     if not resume:
         workers.from_main(request.folder.require_new)
-    pool = read_records(Path(train))
+    pool = read_records(Path(train), unit_column=dp.unit_column if dp is not None else None)
     public = None
     if validation is not None:
         public = read_validation_records(Path(validation), pool, is_public=validation_is_public)

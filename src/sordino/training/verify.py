@@ -18,10 +18,10 @@ from sordino.ledger.transcript import StepSymbols, TranscriptHeader, read_transc
 from sordino.models import initial_adapter_tensor, load_model
 from sordino.training.card import render_card
 from sordino.training.finish import artefact_digests
-from sordino.training.loop import find_uncharged_step
 from sordino.training.replay import initial_tensors, make_space, replay
 from sordino.training.run_folder import RunFolder
 from sordino.training.setup import prepare_full
+from sordino.training.symbols import find_uncharged_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,11 +100,14 @@ def verify(
     _check(checks, "files: as recorded", lambda: _compare_artefacts(folder, certificate))
     if transcript is not None:
         header, steps = transcript
-        _check(
-            checks,
-            "weights: equal to the replayed transcript, bit for bit",
-            lambda: _compare_weights(folder, ledger, header, steps, model),
-        )
+        if header.encoding == "none":
+            checks.append(Check("weights: as recorded (noisy gradients leave nothing to replay)"))
+        else:
+            _check(
+                checks,
+                "weights: equal to the replayed transcript, bit for bit",
+                lambda: _compare_weights(folder, ledger, header, steps, model),
+            )
     if model is not None:
         _check(checks, "base model: fingerprint", lambda: _compare_base(ledger, model))
     return Verification(folder.path, tuple(checks), tuple(words))
@@ -147,7 +150,7 @@ def _read_transcript(
     opening = ledger.events[0]
     if hashlib.sha256(header.to_bytes()).hexdigest() != opening["transcript_header_sha256"]:
         raise LedgerError("its header (public seed and settings) is not the one in the ledger.")
-    step = find_uncharged_step(ledger, steps)
+    step = find_uncharged_step(ledger, steps) if header.encoding != "none" else None
     if step is not None:
         raise LedgerError(f"the symbols of step {step} are not those charged.")
     if hashlib.sha256(folder.transcript.read_bytes()).hexdigest() != certificate.transcript_sha256:

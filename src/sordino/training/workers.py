@@ -66,6 +66,16 @@ class Workers:
         total = reduce(torch.from_numpy(sums).to(self.state.device), reduction="sum")
         return total.cpu().numpy()
 
+    def add_up_tensor(self, values: torch.Tensor) -> None:
+        """Replaces values by their sum over all workers."""
+        if self.state.num_processes > 1:
+            torch.distributed.all_reduce(values)
+
+    def spread_tensor(self, values: torch.Tensor) -> None:
+        """Replaces values by those of the main process."""
+        if self.state.num_processes > 1:
+            torch.distributed.broadcast(values, src=0)
+
     def from_main(self, compute: Callable[[], _T]) -> _T:
         """Returns what `compute` returns on the main process; raises its error on every worker."""
         if self.state.num_processes == 1:

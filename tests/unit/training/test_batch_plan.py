@@ -10,7 +10,7 @@ import sordino
 from helpers_runs import SMALL, files_below, sentiment_rows, write_jsonl
 from sordino.core.errors import InvalidParameterError
 from sordino.ledger.ledger import Ledger
-from sordino.training.setup import BatchPlan
+from sordino.training.batch_plan import BatchPlan
 
 if TYPE_CHECKING:
     from pathlib import Path

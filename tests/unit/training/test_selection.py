@@ -98,8 +98,11 @@ def test_selection_reads_public_scores_only(tmp_path: Path, tiny_model: Path) ->
 def test_last_needs_no_scores() -> None:
     """The last step is chosen without looking at anything."""
 
+    class Header:
+        num_steps = 3
+
     class Session:
-        steps = (1, 2, 3)
+        header = Header()
 
     assert _choose_step(Session(), "last") == 3
 

@@ -1,0 +1,165 @@
+"""What differential privacy was asked for, and the noise that gives it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from sordino.accounting.dp import (
+    ADD_OR_REMOVE_ONE,
+    REPLACE_ONE,
+    SampledGaussian,
+    calibrate_noise_multiplier,
+    require_small_delta,
+)
+from sordino.core.checks import require_integer, require_one_of, require_positive
+from sordino.core.errors import InvalidParameterError
+
+ADJACENCIES = {"add-remove": ADD_OR_REMOVE_ONE, "replace": REPLACE_ONE}
+CLIPPINGS = ("flat", "per-layer", "automatic")
+NOISES = ("continuous", "discrete")
+RECORD = "record"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DpOptions:
+    """What the user asked for, before anything is known about the data.
+
+    Args:
+        epsilon: Target, in nats.
+        delta: None takes the largest power of ten below 1 / (10 times the number of units).
+        unit: "record", or the column that names whose record it is.
+        adjacency: "add-remove" or "replace".
+        clipping: "flat", "per-layer" or "automatic".
+        noise: "continuous" or "discrete".
+        max_records_per_unit: Most records of one unit in one step.
+        allow_large_delta: Whether delta may be 1 / (10 times the number of units) or more.
+        with_edgeworth: Whether the certificate carries a third opinion on epsilon.
+    """
+
+    epsilon: float | None
+    delta: float | None
+    unit: str
+    adjacency: str
+    clipping: str
+    noise: str
+    max_records_per_unit: int
+    allow_large_delta: bool
+    with_edgeworth: bool
+
+    def __post_init__(self) -> None:
+        if self.epsilon is None:
+            raise InvalidParameterError(
+                "--guarantee dp needs a target: give --epsilon, for example --epsilon 2."
+            )
+        require_positive("epsilon", self.epsilon)
+        require_one_of("adjacency", self.adjacency, tuple(ADJACENCIES))
+        require_one_of("clipping", self.clipping, CLIPPINGS)
+        require_one_of("noise", self.noise, NOISES)
+        require_integer("max_records_per_unit", self.max_records_per_unit, 1)
+        if not self.unit.strip():
+            raise InvalidParameterError('unit must be "record" or the name of a column.')
+
+    @property
+    def unit_column(self) -> str | None:
+        """The column that names whose record it is; None where records stand for themselves."""
+        return None if self.unit == RECORD else self.unit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DpPlan:
+    """Everything that decides the privacy of a run; all of it public.
+
+    Args:
+        event: The releases: noise, sampling, number, and which data sets are neighbors.
+        delta: Probability.
+        clip_norm: Largest Euclidean norm of one unit's contribution.
+        num_units: Units in the pool.
+        expected_units: Units expected in a step; what sums are divided by.
+        options: What was asked for.
+    """
+
+    event: SampledGaussian
+    delta: float
+    clip_norm: float
+    num_units: int
+    expected_units: int
+    options: DpOptions
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise on each coordinate of the sum."""
+        return self.event.noise_multiplier * self.clip_norm
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the plan as the ledger's opening event holds it."""
+        options, event = self.options, self.event
+        return {
+            "target_epsilon": options.epsilon,
+            "delta": self.delta,
+            "privacy_unit": options.unit,
+            "num_units": self.num_units,
+            "max_records_per_unit": options.max_records_per_unit,
+            "neighboring_relation": event.neighboring_relation,
+            "noise_multiplier": event.noise_multiplier,
+            "sampling_probability": event.sampling_probability,
+            "expected_units": self.expected_units,
+            "clip_norm": self.clip_norm,
+            "clipping": options.clipping,
+            "noise": options.noise,
+            "with_edgeworth": options.with_edgeworth,
+        }
+
+
+def make_dp_plan(
+    options: DpOptions,
+    *,
+    num_units: int,
+    num_steps: int,
+    expected_units: int | None,
+    clip_norm: float,
+) -> DpPlan:
+    """Returns the plan with the least noise found that keeps the target.
+
+    Args:
+        options: What was asked for.
+        num_units: Units in the pool.
+        num_steps: Releases.
+        expected_units: Units expected in a step; None takes an eighth of the pool, at least 64.
+        clip_norm: Largest Euclidean norm of one unit's contribution.
+
+    Raises:
+        InvalidParameterError: If delta is too large for the pool, or no noise reaches the target.
+    """
+    if expected_units is None:
+        expected_units = min(num_units, max(64, num_units // 8))
+    require_integer("batch_size", expected_units, 1, num_units)
+    delta = options.delta
+    if delta is None:
+        delta = 10.0 ** -math.ceil(math.log10(10 * num_units) + 1e-9)
+    require_small_delta(delta, num_units, is_large_allowed=options.allow_large_delta)
+    if options.epsilon is None:
+        raise InvalidParameterError("epsilon must be given.")
+    probability, relation = expected_units / num_units, ADJACENCIES[options.adjacency]
+    noise_multiplier = calibrate_noise_multiplier(
+        target_epsilon=options.epsilon,
+        delta=delta,
+        sampling_probability=probability,
+        num_steps=num_steps,
+        neighboring_relation=relation,
+    )
+    event = SampledGaussian(
+        noise_multiplier=noise_multiplier,
+        sampling_probability=probability,
+        num_steps=num_steps,
+        neighboring_relation=relation,
+    )
+    return DpPlan(
+        event=event,
+        delta=delta,
+        clip_norm=clip_norm,
+        num_units=num_units,
+        expected_units=expected_units,
+        options=options,
+    )
