@@ -13,7 +13,7 @@ from sordino.gradients.parameters import FlatParameterSpace
 from sordino.models import add_lora, trainable_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 VOCABULARY = 40
 END = 0  # end of text, and padding: the same token, as in most models
@@ -99,6 +99,40 @@ def naive_loss(model: Any, example: Example) -> torch.Tensor:
     log_p = torch.log_softmax(logits, dim=-1)
     places = range(example.num_prompt_tokens, len(example.input_ids))
     return -torch.stack([log_p[t - 1, example.input_ids[t]] for t in places]).mean()
+
+
+def named_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Returns every parameter by name, sorted, tied ones once."""
+    return dict(sorted(model.named_parameters()))
+
+
+def brute_force_gradients(
+    model: Any,
+    examples: Sequence[Example],
+    tensors: Mapping[str, torch.nn.Parameter] | None = None,
+) -> torch.Tensor:
+    """Returns each record's flat gradient, (num_records, num_params) float64, one at a time.
+
+    Args:
+        model: Frozen, and frozen again afterwards.
+        examples: The records.
+        tensors: Parameters of `model`, in the order of the gradient; None takes all, sorted.
+    """
+    tensors = named_parameters(model) if tensors is None else tensors
+    parameters = list(tensors.values())
+    rows = []
+    for parameter in parameters:
+        parameter.requires_grad_(requires_grad=True)
+    for example in examples:
+        gradients = torch.autograd.grad(naive_loss(model, example), parameters, allow_unused=True)
+        found = [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip(parameters, gradients, strict=True)
+        ]
+        rows.append(torch.cat([g.reshape(-1) for g in found]))
+    for parameter in parameters:
+        parameter.requires_grad_(requires_grad=False)
+    return torch.stack(rows).double()
 
 
 def adapted_llama(

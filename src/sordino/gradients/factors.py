@@ -42,10 +42,15 @@ class Spans:
         return iter(zip(self.offsets, self.offsets[1:], strict=False))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Returns sums over each record's rows, (num_rows, ...) -> (num_records, ...)."""
+        """Returns sums over each record's rows, (num_rows, ...) -> (num_records, ...), float32."""
         if self.length is not None:
-            return values.reshape(len(self), self.length, *values.shape[1:]).sum(dim=1)
-        return torch.stack([values[start:stop].sum(dim=0) for start, stop in self])
+            rows = values.reshape(len(self), self.length, *values.shape[1:])
+            return rows.sum(dim=1, dtype=torch.float32)
+        return torch.stack([values[a:b].sum(dim=0, dtype=torch.float32) for a, b in self])
+
+    def merged(self, groups: Spans) -> Spans:
+        """Returns the spans of groups of adjacent records; `groups` counts records."""
+        return Spans(tuple(self.offsets[record] for record in groups.offsets))
 
     def parts(self, rows_at_once: int) -> Iterator[tuple[slice, slice, Spans]]:
         """Yields records and rows in parts of about a size: as (records, rows, spans within).
@@ -116,8 +121,8 @@ class Factors:
     """Per-record gradients of a matrix by one of its uses: sums of outer products over spans.
 
     Args:
-        left: Left factors, N rows; float32.
-        right: Right factors, shape (N, columns of the matrix), float32.
+        left: Left factors, N rows; float32, or bfloat16 for a sink that keeps that.
+        right: Right factors, shape (N, columns of the matrix), of the same type.
         spans: Which of the N rows belong to which record.
     """
 

@@ -20,16 +20,22 @@ class PerRecordGradients(AbstractGradientSink):
     Args:
         model: The module whose forward pass the loss runs.
         tensors: Trainable parameters by name, in the order of the flat gradient.
+        watcher: One for the same model and tensors, to be shared; None makes one.
 
     Raises:
         InvalidParameterError: If a trainable tensor belongs to a module that is not covered.
     """
 
-    def __init__(self, model: torch.nn.Module, tensors: Mapping[str, torch.nn.Parameter]) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tensors: Mapping[str, torch.nn.Parameter],
+        watcher: UseWatcher | None = None,
+    ) -> None:
         self._tensors = dict(tensors)
         self._num_params = sum(p.numel() for p in self._tensors.values())
         self._buffer: torch.Tensor | None = None
-        self._watcher = UseWatcher(model, self._tensors)
+        self._watcher = watcher or UseWatcher(model, self._tensors)
         self._places: dict[str, slice] = {}
         offset = 0
         for name, parameter in self._tensors.items():

@@ -43,6 +43,8 @@ def with_records(rows: torch.Tensor, records: torch.Tensor) -> torch.Tensor:
 class AbstractGradientSink:
     """Receives each record's gradients during the backward pass, use by use."""
 
+    keeps_bfloat16 = False  # whether factors come as the layers computed them; else in float32
+
     def add_factors(self, name: str, number: int, factors: Factors) -> None:
         """Takes the gradients of one use of a matrix; `number` counts its uses from 0."""
         raise NotImplementedError
@@ -253,11 +255,13 @@ class UseWatcher(TorchFunctionMode):
         sink = self._now.sink
 
         def collect(gradient: torch.Tensor) -> None:
-            outputs = gradient.reshape(-1, gradient.shape[-1]).float()
+            outputs = gradient.reshape(-1, gradient.shape[-1])
             if of_bias is not None:
                 sink.add_values(of_bias.name, self._spread(of_bias, spans.sum(outputs)))
             if of_weight is not None and inputs is not None:
-                left, right = (outputs, inputs.float()) if is_first else (inputs.float(), outputs)
+                left, right = (outputs, inputs) if is_first else (inputs, outputs)
+                if not (sink.keeps_bfloat16 and left.dtype == right.dtype == torch.bfloat16):
+                    left, right = left.float(), right.float()
                 factors = Factors(Left(left, of_weight.rows), right, spans)
                 sink.add_factors(of_weight.name, number, factors)
 
@@ -285,7 +289,9 @@ class UseWatcher(TorchFunctionMode):
         sink = self._now.sink
 
         def collect(gradient: torch.Tensor) -> None:
-            outputs = gradient.reshape(-1, gradient.shape[-1]).float()
+            outputs = gradient.reshape(-1, gradient.shape[-1])
+            if not (sink.keeps_bfloat16 and outputs.dtype == torch.bfloat16):
+                outputs = outputs.float()
             if is_padding is not None:  # torch gives the padding's row no gradient
                 outputs = outputs.masked_fill(is_padding[:, None], 0.0)
             sink.add_factors(source.name, number, Factors(Left(None, places), outputs, spans))
