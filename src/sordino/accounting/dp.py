@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -468,6 +469,7 @@ class _Discretised:
 _Curve = _Gaussian | _Discretised
 
 
+@lru_cache(maxsize=4)  # one plan is asked for its epsilon, its trade-off and its certificate
 def _curve(event: SampledGaussian, grid: tuple[float, float]) -> _Curve:
     """Returns delta as a function of epsilon for all releases of the event."""
     if event.sampling_probability == 1.0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -12,23 +11,17 @@ import torch
 from helpers_tiny_models import (
     END,
     WORDS,
-    adapted_llama,
     brute_force_gradients,
     make_examples,
     make_model,
     named_parameters,
 )
-from sordino.core.errors import InvalidParameterError, PrecisionError
-from sordino.gradients import bookkeeping as bookkeeping_module
-from sordino.gradients import objectives as objectives_module
 from sordino.gradients.bookkeeping import BookKeeping
 from sordino.gradients.clipped import CLIPPINGS, ClippedGradients, group_units
-from sordino.gradients.factors import Spans
 from sordino.gradients.objectives import (
     AbstractObjective,
     ClassificationObjective,
     CompletionObjective,
-    GenerationObjective,
     LanguageModel,
 )
 from sordino.gradients.uses import UseWatcher
