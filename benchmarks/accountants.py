@@ -13,7 +13,7 @@ import argparse
 import math
 from pathlib import Path
 
-from sordino.accounting import NEIGHBORING_RELATIONS, SampledGaussian, compute_epsilon
+from sordino.accounting.dp import NEIGHBORING_RELATIONS, SampledGaussian, compute_epsilon
 from sordino.accounting.edgeworth import interval_without_check
 
 STEPS = (10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)

@@ -67,6 +67,7 @@ _COUPLING_SHARE = 1e-3  # part of delta given to the failure of the lower bound'
 _LARGEST_EPSILON = 1e9
 _NEGLIGIBLE_EPSILON = 1e-12  # where a search stops
 _CLOSED_FORM_ERROR = 1e-9  # relative, in delta; worst found is below 1e-10
+_HOPELESS_DELTA = 1e-6  # beyond its epsilon the search for a bound gains nothing worth having
 _RENYI_ORDERS = (*(1.0 + k / 10.0 for k in range(1, 100)), *range(11, 64), 96, 128, 256)
 
 
@@ -341,9 +342,6 @@ class TradeoffBound:
         )
         best = min(float(found.fun), bound(0.0), bound(largest), 1.0)
         return min(1.0, max(_round_up(best, digits=9), fpr))
-
-
-_HOPELESS_DELTA = 1e-6  # beyond its epsilon the search for a bound gains nothing worth having
 
 
 def compute_tradeoff(event: SampledGaussian) -> TradeoffBound:

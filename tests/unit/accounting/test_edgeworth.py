@@ -7,9 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from sordino.accounting import ADD_OR_REMOVE_ONE, NEIGHBORING_RELATIONS, SampledGaussian
 from sordino.accounting import edgeworth as ew
-from sordino.accounting.dp import EpsilonReport, compute_epsilon
+from sordino.accounting.dp import (
+    ADD_OR_REMOVE_ONE,
+    NEIGHBORING_RELATIONS,
+    EpsilonReport,
+    SampledGaussian,
+    compute_epsilon,
+)
 from sordino.accounting.edgeworth import edgeworth_epsilon, interval_within
 from sordino.core.errors import EdgeworthRefusedError, InvalidParameterError
 
