@@ -248,7 +248,7 @@ def _scale(
     norms = squared_norms.sqrt()
     if not bool(norms.isfinite().all()):
         raise PrecisionError(
-            "a gradient is not finite or too large to be measured: it cannot be clipped. Nothing "
+            "a gradient is not finite or too large to measure: it cannot be clipped; nothing "
             "was released. Lower the learning rate, or compute in bfloat16 or float32."
         )
     if offset is not None:
