@@ -1,14 +1,14 @@
 """What clipping every unit's gradient costs: a DP-SGD step over a plain step, and peak memory.
 
 Run: python benchmarks/dp_step.py [--quick] [--train lora full] [--batch 4 16 64]
-    [--length 64 128 512] [--objective classification completion] [--repeats 3] [--opacus PYTHON]
+    [--length 64 128 512] [--objective classification completion] [--clipping flat per-layer]
+    [--repeats 3]
 
 Plain is the same losses on the same model in the same compute type, their mean, `backward()`, and
 gradients of the trainable tensors only, with the same attention. Ours adds clipped gradients to
-float32 sums. Neither adds noise nor moves a weight. Times are taken in turn, A B A B; peak resident
-memory comes from a process for each, and "own" is what it has beyond the loaded model.
---opacus names a Python with torch, transformers and opacus: its ghost clipping runs there on the
-same model shape and batches, in float32, and so do both of ours, for the comparison.
+float32 sums. Neither adds noise nor moves a weight. Times are of the processor, on one thread, in
+turn, A B A B: "time" is the ratio of the shortest, "time_median" the median of paired ratios. Peak
+resident memory comes from a process for each, which takes two steps.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def make_step(arguments: argparse.Namespace, private: bool) -> Callable[[int], N
 
 
 def measure_memory(arguments: argparse.Namespace, *settings: object, private: bool) -> int:
-    """Returns the peak resident bytes of a process that takes two steps, beyond the model."""
+    """Returns the peak resident bytes of a process that takes two steps."""
     train, kind, batch, length, clipping = settings
     command = [sys.executable, __file__, "--memory-of", "private" if private else "plain"]
     command += ["--train", train, "--objective", kind, "--batch", batch, "--length", length]
