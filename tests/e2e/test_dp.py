@@ -39,6 +39,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "zeroth-order": ZEROTH,
     "zeroth-order-many": ZEROTH | {"directions_per_step": 5},
     "zeroth-order-discrete": ZEROTH | {"noise": "discrete", "directions_per_step": 3},
+    "four-bit-base": FIRST | {"base_bits": 4},
+    "zeroth-order-four-bit-base": ZEROTH | {"base_bits": 4},
     "zeroth-order-full": ZEROTH | {"adapter": "full", "learning_rate": 0.001},
 }
 
@@ -165,6 +167,8 @@ def test_unit_column_must_be_there(tmp_path: Path, files: dict[str, Any]) -> Non
         ({"mutual_information": 0.1}, "mutual_information"),
         ({"holder_report": True}, "holder-report"),
         ({"select": "best"}, "public"),
+        ({"base_bits": 3}, "base_bits"),
+        ({"base_bits": 4, "adapter": "full"}, "base-bits"),
         ({"max_records_per_unit": 0}, "max_records_per_unit"),
         ({"guarantee": "pac"}, "for --guarantee dp"),
     ],
