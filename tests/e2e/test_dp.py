@@ -167,7 +167,7 @@ def test_unit_column_must_be_there(tmp_path: Path, files: dict[str, Any]) -> Non
         ({"mutual_information": 0.1}, "mutual_information"),
         ({"holder_report": True}, "holder-report"),
         ({"select": "best"}, "public"),
-        ({"base_bits": 3}, "base_bits"),
+        ({"base_bits": 3}, "must be 4 or 8"),
         ({"base_bits": 4, "adapter": "full"}, "base-bits"),
         ({"max_records_per_unit": 0}, "max_records_per_unit"),
         ({"guarantee": "pac"}, "for --guarantee dp"),
