@@ -1,7 +1,20 @@
-"""Privacy in numbers: channel information, and what a budget means for an attacker's guess."""
+"""Privacy in numbers: channel information, epsilon and delta, what they mean for a guess."""
 
 from __future__ import annotations
 
+from sordino.accounting.dp import (
+    ADD_OR_REMOVE_ONE,
+    NEIGHBORING_RELATIONS,
+    REPLACE_ONE,
+    EpsilonReport,
+    SampledGaussian,
+    TradeoffBound,
+    calibrate_noise_multiplier,
+    compute_delta,
+    compute_epsilon,
+    compute_tradeoff,
+    require_small_delta,
+)
 from sordino.accounting.inference_risk import (
     Risk,
     attribute_guess_success,
@@ -22,11 +35,21 @@ from sordino.accounting.pac import (
 )
 
 __all__ = [
+    "ADD_OR_REMOVE_ONE",
+    "NEIGHBORING_RELATIONS",
+    "REPLACE_ONE",
+    "EpsilonReport",
     "Risk",
+    "SampledGaussian",
+    "TradeoffBound",
     "attribute_guess_success",
     "attribute_guess_success_with_correlation",
     "binary_symmetric_information",
+    "calibrate_noise_multiplier",
     "charge_upper",
+    "compute_delta",
+    "compute_epsilon",
+    "compute_tradeoff",
     "epsilon_from_posterior",
     "flip_probability",
     "gaussian_channel_information",
@@ -35,5 +58,6 @@ __all__ = [
     "posterior_from_epsilon",
     "posterior_from_gaussian_mu",
     "posterior_from_mutual_information",
+    "require_small_delta",
     "risk",
 ]

@@ -1,0 +1,582 @@
+"""Epsilon and delta of Poisson-subsampled Gaussian releases, around `dp_accounting`.
+
+The curve comes from privacy loss distributions (PLD, connect-the-dots); Renyi DP is a cross-check
+that must not contradict it. One discretised composition gives both sides: the upper side is the
+library's pessimistic answer, the lower side takes back what the discretisation can have added
+(docs/proofs/sampled_gaussian.md). Without subsampling the closed form of the Gaussian is used.
+
+Arguments are checked here because the library does not: its Renyi accountant answers epsilon 0 to a
+NaN noise multiplier. The grid is chosen from the problem, so time and memory stay bounded: at most
+about 2e5 points for one step and a few million for the composition.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dp_accounting.pld.pld_pmf import create_pmf
+from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+from dp_accounting.rdp import compute_epsilon as epsilon_from_renyi
+from scipy.optimize import minimize_scalar
+from scipy.special import log_ndtr, logsumexp
+
+from sordino.accounting._sampled_gaussian import (
+    ADD_OR_REMOVE_ONE,
+    NEIGHBORING_RELATIONS,
+    NOISE_MULTIPLIERS,
+    REPLACE_ONE,
+    SampledGaussian,
+    grid_laws,
+    loss_range,
+    one_step_laws,
+)
+from sordino.core.checks import require_in_range, require_integer, require_positive
+from sordino.core.errors import InvalidParameterError, PrecisionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "ADD_OR_REMOVE_ONE",
+    "NEIGHBORING_RELATIONS",
+    "REPLACE_ONE",
+    "EpsilonReport",
+    "SampledGaussian",
+    "TradeoffBound",
+    "calibrate_noise_multiplier",
+    "compute_delta",
+    "compute_epsilon",
+    "compute_tradeoff",
+    "require_small_delta",
+]
+
+_DIGITS = 4  # significant digits of a reported epsilon: hides the last bits of other machines' FFT
+_FINE = (2e5, 1e6)  # grid points for one step and for the composition
+_COARSE = (2e4, 1e5)  # while searching
+_SMALLEST_INTERVAL = 1e-10  # finer, and a cell's masses of P and Q differ by rounding alone
+_TAIL_MASS = 4e-23  # what one step has outside the grid, both ends
+_COMPOSITION_TAIL = 1e-15  # what the composition may move to infinity; the library's default
+_ROUNDING_PER_STEP = 1e-14  # in delta: a Fourier coefficient's relative error times num_steps
+_COUPLING_SHARE = 1e-3  # part of delta given to the failure of the lower bound's coupling
+_LARGEST_EPSILON = 1e9
+_NEGLIGIBLE_EPSILON = 1e-12  # where a search stops
+_CLOSED_FORM_ERROR = 1e-9  # relative, in delta; worst found is below 1e-10
+_RENYI_ORDERS = (*(1.0 + k / 10.0 for k in range(1, 100)), *range(11, 64), 96, 128, 256)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpsilonReport:
+    """What is known about epsilon at one delta, in nats.
+
+    Attributes:
+        delta: The delta it was asked for.
+        epsilon_upper: The guarantee: PLD, pessimistic, rounded up to 4 significant digits.
+        epsilon_lower: No epsilon below it is true at this delta, rounded down likewise.
+        epsilon_rdp: By Renyi DP, also an upper bound, usually looser; None if no order converged.
+        epsilon_edgeworth: The Edgeworth accountant's interval; None if not asked for or refused.
+    """
+
+    delta: float
+    epsilon_upper: float
+    epsilon_lower: float
+    epsilon_rdp: float | None
+    epsilon_edgeworth: tuple[float, float] | None = None
+
+
+def require_small_delta(delta: float, num_units: int, *, is_large_allowed: bool) -> float:
+    """Returns `delta` if it is small enough to mean something for `num_units` units.
+
+    Guarantee:
+        The result is in (0, 1), and below 1 / (10 num_units) unless that was waived. A mechanism
+        that publishes one random unit in full is (0, 1 / num_units)-DP.
+
+    Args:
+        delta: Probability; in (0, 1).
+        num_units: Number of protected units; at least 1.
+        is_large_allowed: Whether a larger delta was asked for explicitly.
+
+    Returns:
+        The delta.
+
+    Raises:
+        InvalidParameterError: If delta is NaN, out of range, or too large and not waived.
+
+    Source:
+        Dwork and Roth 2014, section 2.3; the factor 10 is this project's.
+
+    Example:
+        >>> require_small_delta(1e-5, 5000, is_large_allowed=False)
+        1e-05
+    """
+    delta = _require_delta(delta)
+    num_units = require_integer("num_units", num_units, 1)
+    if not is_large_allowed and not delta * 10.0 * num_units < 1.0:
+        raise InvalidParameterError(
+            f"delta must be below 1 / (10 N) = {0.1 / num_units:.3g} for N = {num_units} units, "
+            f"got {delta:g}; choose a smaller delta, or pass --allow-large-delta if you mean it."
+        )
+    return delta
+
+
+def compute_epsilon(event: SampledGaussian, delta: float) -> EpsilonReport:
+    """Returns bounds on the epsilon of all releases of `event` at `delta`.
+
+    Guarantee:
+        Publishing all releases is (epsilon_upper, delta)-DP under the event's neighboring relation,
+        also if each step is chosen after seeing the earlier ones. Assumes: exact arithmetic in the
+        mechanism, secret sampling and noise.
+
+    Args:
+        event: The releases.
+        delta: Probability; in (0, 1), and above what rounding hides (1e-14 num_steps).
+
+    Returns:
+        A report with epsilon_lower <= epsilon_upper, in nats.
+
+    Raises:
+        InvalidParameterError: If delta is NaN or out of range.
+        PrecisionError: If no finite epsilon can be stated at this delta, or if two accountants
+            contradict each other.
+
+    Source:
+        arXiv:2207.04380 (connect-the-dots), docs/proofs/sampled_gaussian.md (the pairs, the lower
+        bound), arXiv:1805.06530v2 Theorem 8 (no subsampling).
+
+    Example:
+        >>> event = SampledGaussian(
+        ...     noise_multiplier=1.0,
+        ...     sampling_probability=1.0,
+        ...     num_steps=1,
+        ...     neighboring_relation=ADD_OR_REMOVE_ONE,
+        ... )
+        >>> compute_epsilon(event, 1e-5).epsilon_upper
+        4.378
+    """
+    delta = _require_delta(delta)
+    curve = _curve(event, _FINE)
+    upper = _round_up(curve.epsilon_upper(delta))
+    lower = min(_round_down(curve.epsilon_lower(delta)), upper)
+    renyi = _renyi_epsilon(event, delta)
+    if renyi is not None and renyi < lower:
+        raise PrecisionError(
+            f"Renyi DP claims epsilon {renyi!r}, below the proved lower bound {lower!r}; "
+            "report this event as a bug."
+        )
+    return EpsilonReport(delta=delta, epsilon_upper=upper, epsilon_lower=lower, epsilon_rdp=renyi)
+
+
+def compute_delta(event: SampledGaussian, epsilon: float) -> float:
+    """Returns an upper bound on delta at `epsilon` for all releases of `event`.
+
+    Guarantee:
+        Publishing all releases is (epsilon, result)-DP, as in `compute_epsilon`.
+
+    Args:
+        event: The releases.
+        epsilon: Nats; in [0, 1e9].
+
+    Returns:
+        A probability in (0, 1], rounded up to 4 significant digits. Never 0: an underflow must
+        not turn into a claim of pure DP. With subsampling it is at least 1e-14 num_steps.
+
+    Raises:
+        InvalidParameterError: If epsilon is NaN, infinite or out of range.
+
+    Source:
+        As `compute_epsilon`.
+
+    Example:
+        >>> event = SampledGaussian(
+        ...     noise_multiplier=1.0,
+        ...     sampling_probability=1.0,
+        ...     num_steps=1,
+        ...     neighboring_relation=ADD_OR_REMOVE_ONE,
+        ... )
+        >>> compute_delta(event, 1.0)
+        0.127
+    """
+    epsilon = require_in_range("epsilon", epsilon, 0.0, _LARGEST_EPSILON)
+    return min(1.0, _round_up(_curve(event, _FINE).delta_upper(epsilon)))
+
+
+def calibrate_noise_multiplier(
+    *,
+    target_epsilon: float,
+    delta: float,
+    sampling_probability: float,
+    num_steps: int,
+    neighboring_relation: str,
+) -> float:
+    """Returns a noise multiplier that keeps epsilon at or below a target.
+
+    Guarantee:
+        `compute_epsilon` of the event with the result has epsilon_upper <= target_epsilon; this
+        was recomputed before returning.
+
+    Args:
+        target_epsilon: Nats; above 0.
+        delta: Probability; in (0, 1).
+        sampling_probability: In [1e-8, 1].
+        num_steps: At least 1.
+        neighboring_relation: ADD_OR_REMOVE_ONE or REPLACE_ONE.
+
+    Returns:
+        Noise std / clip_norm, no unit, in [0.1, 1000]: the smallest that the search found, within
+        0.1% of the smallest whose epsilon_upper keeps the target.
+
+    Raises:
+        InvalidParameterError: If an argument is out of range, or if even the largest noise
+            multiplier does not reach the target.
+        PrecisionError: If delta is too small for the arithmetic.
+
+    Source:
+        Bisection; arXiv:2207.04380 for the curve.
+
+    Example:
+        >>> calibrate_noise_multiplier(
+        ...     target_epsilon=4.378,
+        ...     delta=1e-5,
+        ...     sampling_probability=1.0,
+        ...     num_steps=1,
+        ...     neighboring_relation="ADD_OR_REMOVE_ONE",
+        ... )
+        1.0
+    """
+    target = require_positive("target_epsilon", target_epsilon)
+    delta = _require_delta(delta)
+    smallest, largest = NOISE_MULTIPLIERS
+
+    def keeps_target(noise_multiplier: float, grid: tuple[float, float]) -> bool:
+        event = SampledGaussian(
+            noise_multiplier=noise_multiplier,
+            sampling_probability=sampling_probability,
+            num_steps=num_steps,
+            neighboring_relation=neighboring_relation,
+        )
+        return _round_up(_curve(event, grid).epsilon_upper(delta)) <= target
+
+    if keeps_target(smallest, _FINE):
+        return smallest
+    if not keeps_target(largest, _FINE):
+        raise InvalidParameterError(
+            f"target_epsilon {target:g} at delta {delta:g} needs a noise multiplier above "
+            f"{largest:g}; ask for a larger epsilon, fewer steps or a smaller sampling probability."
+        )
+    low, high = _bisect(lambda value: keeps_target(value, _COARSE), smallest, largest, 1e-3)
+    # The fine grid is a little less pessimistic than the coarse one: start just below.
+    low, high = _widen(lambda value: keeps_target(value, _FINE), low, high, (smallest, largest))
+    _, high = _bisect(lambda value: keeps_target(value, _FINE), low, high, 1e-3)
+    result = float(_rounded(high, 5, ROUND_CEILING))
+    if not keeps_target(result, _FINE):
+        raise PrecisionError(
+            f"noise multiplier {result!r} misses the target epsilon {target!r} after rounding; "
+            "report this as a bug."
+        )
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class TradeoffBound:
+    """Upper bounds on what a membership guess can reach against all releases of an event.
+
+    Tighter than the conversion from one (epsilon, delta): the whole curve delta(epsilon) is used.
+    Under ADD_OR_REMOVE_ONE the question is whether a unit took part; under REPLACE_ONE, which of
+    two known units did.
+    """
+
+    _curve: _Curve
+
+    def success(self, prior: float) -> float:
+        """Returns an upper bound on the probability that the best guess is right.
+
+        Args:
+            prior: The adversary's probability of "took part" before the release; in [0, 1].
+
+        Returns:
+            A probability in [max(prior, 1 - prior), 1], rounded up. Exact identity for a pair:
+            with a = min(prior, 1 - prior), success = (1 - a) + a delta(ln((1 - a) / a)).
+        """
+        prior = require_in_range("prior", prior, 0.0, 1.0)
+        rare = min(prior, 1.0 - prior)
+        if rare == 0.0:
+            return 1.0  # the guess is right without any release
+        epsilon = min(math.log1p(-rare) - math.log(rare), _LARGEST_EPSILON)
+        delta = min(self._curve.delta_upper(max(epsilon, 0.0)), 1.0)
+        return min(1.0, _round_up((1.0 - rare) + rare * delta, digits=9))
+
+    def tpr_at_fpr(self, fpr: float) -> float:
+        """Returns an upper bound on the true positive rate at a false positive rate.
+
+        Args:
+            fpr: False positive rate of the guess "took part"; in [0, 1].
+
+        Returns:
+            A probability in [fpr, 1], rounded up. Every epsilon gives a valid bound
+            min(e^epsilon fpr + delta, 1 - e^-epsilon (1 - delta - fpr)); the best found is used.
+        """
+        fpr = require_in_range("fpr", fpr, 0.0, 1.0)
+
+        def bound(epsilon: float) -> float:
+            delta = min(self._curve.delta_upper(epsilon), 1.0)
+            steep = math.exp(min(epsilon, 700.0)) * fpr + delta if fpr > 0.0 else delta
+            return min(steep, 1.0 - math.exp(-epsilon) * max(1.0 - delta - fpr, 0.0))
+
+        largest = min(self._curve.epsilon_upper(_HOPELESS_DELTA), 700.0)
+        found = minimize_scalar(
+            bound, bounds=(0.0, largest), method="bounded", options={"xatol": 1e-4 * largest}
+        )
+        best = min(float(found.fun), bound(0.0), bound(largest), 1.0)
+        return min(1.0, max(_round_up(best, digits=9), fpr))
+
+
+_HOPELESS_DELTA = 1e-6  # beyond its epsilon the search for a bound gains nothing worth having
+
+
+def compute_tradeoff(event: SampledGaussian) -> TradeoffBound:
+    """Returns upper bounds on membership guesses against all releases of `event`.
+
+    Guarantee:
+        No guess does better than the object's methods say, for any pair of neighboring data sets.
+        Assumes: exact arithmetic in the mechanism, secret sampling and noise.
+
+    Args:
+        event: The releases.
+
+    Returns:
+        An object with `success(prior)` and `tpr_at_fpr(fpr)`.
+
+    Raises:
+        PrecisionError: If the curve cannot be computed.
+
+    Source:
+        arXiv:1311.0776 (tests and (epsilon, delta)), arXiv:2407.02191 (from the PLD directly).
+
+    Example:
+        >>> event = SampledGaussian(
+        ...     noise_multiplier=1.0,
+        ...     sampling_probability=1.0,
+        ...     num_steps=1,
+        ...     neighboring_relation=ADD_OR_REMOVE_ONE,
+        ... )
+        >>> f"{compute_tradeoff(event).success(0.5):.4f}"
+        '0.6915'
+    """
+    return TradeoffBound(_curve(event, _FINE))
+
+
+@dataclass(frozen=True, slots=True)
+class _Gaussian:
+    """The exact curve of one Gaussian release with mean difference `mu` in noise stds."""
+
+    mu: float
+
+    def log_delta(self, epsilon: float) -> float:
+        """Returns ln(delta): arXiv:1805.06530v2, Theorem 8, in log space."""
+        log_p = float(log_ndtr(self.mu / 2.0 - epsilon / self.mu))
+        log_q = float(log_ndtr(-self.mu / 2.0 - epsilon / self.mu)) + epsilon
+        return log_p + math.log(max(-math.expm1(min(log_q - log_p, 0.0)), 1e-300))
+
+    def delta_upper(self, epsilon: float) -> float:
+        """Returns delta, rounded up, never 0."""
+        return max(math.exp(self.log_delta(epsilon)) * (1.0 + _CLOSED_FORM_ERROR), 1e-300)
+
+    def epsilon_upper(self, delta: float) -> float:
+        """Returns the smallest epsilon at this delta, from above."""
+        return self._solve(math.log(delta) - _CLOSED_FORM_ERROR)[1]
+
+    def epsilon_lower(self, delta: float) -> float:
+        """Returns the smallest epsilon at this delta, from below."""
+        return self._solve(math.log(delta) + _CLOSED_FORM_ERROR)[0]
+
+    def _solve(self, log_delta: float) -> tuple[float, float]:
+        """Returns neighbors between which ln(delta) crosses the value."""
+        if self.log_delta(0.0) <= log_delta:
+            return 0.0, 0.0
+        high = 1.0
+        while self.log_delta(high) > log_delta:
+            high *= 2.0
+        return _bisect(lambda epsilon: self.log_delta(epsilon) <= log_delta, 0.0, high, 1e-11)
+
+
+@dataclass(frozen=True, slots=True)
+class _Discretised:
+    """The curve of a composed, discretised pair (or pairs) of distributions."""
+
+    pld: Any  # dp_accounting's PrivacyLossDistribution, which has no type information
+    rounding: float  # in delta
+    added_mass: float  # largest probability that the discretised loss is not the coupled one
+    added_mean: float  # largest mean shift of the summed loss by discretisation
+    added_scale: float  # its deviation: interval * sqrt(num_steps / 2)
+
+    def delta_upper(self, epsilon: float) -> float:
+        """Returns delta, pessimistically."""
+        return max(float(self.pld.get_delta_for_epsilon(epsilon)), 0.0) + self.rounding
+
+    def epsilon_upper(self, delta: float) -> float:
+        """Returns an epsilon whose pessimistic delta is at most `delta`."""
+        wanted = delta - self.rounding
+        if not wanted >= delta / 2.0:
+            raise PrecisionError(
+                f"delta {delta:g} is too small for this many steps: rounding alone may hide "
+                f"{self.rounding:.2g}. Use a delta of at least {2.0 * self.rounding:.2g}."
+            )
+        return self._solve(wanted)
+
+    def epsilon_lower(self, delta: float) -> float:
+        """Returns an epsilon that every true epsilon at `delta` reaches."""
+        failure = _COUPLING_SHARE * delta
+        raised = delta + failure + self.added_mass + self.rounding
+        shift = self.added_mean + self.added_scale * math.sqrt(-math.log(failure))
+        if not raised < 1.0:
+            return 0.0
+        return max(self._solve(raised) * (1.0 - 1e-9) - shift, 0.0)
+
+    def _solve(self, delta: float) -> float:
+        """Returns the smallest epsilon with pessimistic delta <= `delta`, from above."""
+        try:
+            with np.errstate(over="ignore"):
+                epsilon = float(self.pld.get_epsilon_for_delta(delta))
+        except OverflowError:  # the library's exp(-loss)
+            epsilon = math.inf
+        if math.isfinite(epsilon):
+            slack = 1e-12
+            while float(self.pld.get_delta_for_epsilon(epsilon)) > delta and slack < 1.0:
+                epsilon += max(epsilon, 1e-9) * slack  # a rounding error of the library's formula
+                slack *= 10.0
+            if float(self.pld.get_delta_for_epsilon(epsilon)) <= delta:
+                return epsilon
+        # Either there is none, or the library's sums of exp(-loss) left the range of doubles.
+        high = 1.0
+        while float(self.pld.get_delta_for_epsilon(high)) > delta:
+            high *= 2.0
+            if high > _LARGEST_EPSILON:
+                raise PrecisionError(
+                    f"no finite epsilon can be stated at delta {delta:g}: more mass than that has "
+                    "an unbounded loss. Use more noise, fewer steps or a larger delta."
+                )
+        return _bisect(
+            lambda epsilon: float(self.pld.get_delta_for_epsilon(epsilon)) <= delta, 0.0, high, 1e-9
+        )[1]
+
+
+_Curve = _Gaussian | _Discretised
+
+
+def _curve(event: SampledGaussian, grid: tuple[float, float]) -> _Curve:
+    """Returns delta as a function of epsilon for all releases of the event."""
+    if event.sampling_probability == 1.0:
+        scale = math.sqrt(event.num_steps) * event.sensitivity
+        return _Gaussian(scale / event.noise_multiplier)
+    low, high = loss_range(event)
+    spread = max(law.deviation() for law in one_step_laws(event))
+    reach = high - low + 20.0 * spread * math.sqrt(event.num_steps)
+    interval = max((high - low) / grid[0], reach / grid[1], _SMALLEST_INTERVAL)
+    masses = [
+        create_pmf(
+            dict(enumerate(law.masses.tolist(), start=law.first)),
+            discretization=interval,
+            infinity_mass=law.infinity_mass,
+            pessimistic_estimate=True,
+        )
+        for law in grid_laws(event, interval)
+    ]
+    steps = event.num_steps
+    return _Discretised(
+        pld=PrivacyLossDistribution(*masses).self_compose(
+            steps, tail_mass_truncation=_COMPOSITION_TAIL
+        ),
+        rounding=steps * _ROUNDING_PER_STEP,
+        added_mass=steps * _TAIL_MASS + _COMPOSITION_TAIL,
+        added_mean=steps * interval * interval / 8.0,
+        added_scale=interval * math.sqrt(steps / 2.0),
+    )
+
+
+def _renyi_epsilon(event: SampledGaussian, delta: float) -> float | None:
+    """Returns epsilon by Renyi DP, rounded up; None if no order gives a finite one."""
+    orders = np.array(_RENYI_ORDERS, dtype=np.float64)
+    divergences = event.num_steps * renyi_divergences(event, orders)
+    epsilon = float(epsilon_from_renyi(orders, divergences, delta)[0])
+    return _round_up(epsilon) if math.isfinite(epsilon) else None
+
+
+def renyi_divergences(event: SampledGaussian, orders: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the one-step Renyi divergences, the larger of both directions, by quadrature.
+
+    The library's own have no REPLACE_ONE for Poisson sampling, take a plain Gaussian's noise
+    multiplier without the factor 2 there, and fail to converge at orders such as 1.1 (q = 0.5).
+    """
+    if event.sampling_probability == 1.0:
+        return orders * event.sensitivity**2 / (2.0 * event.noise_multiplier**2)
+    laws = one_step_laws(event, reach=1.0 + float(orders.max()))
+    moments = [
+        max(float(logsumexp(law.upper_log_weights + (a - 1.0) * law.losses)) for law in laws)
+        for a in orders
+    ]
+    # Below 1e-13 a moment is rounding: it must not be taken for a perfect secret.
+    log_moments = np.maximum(np.array(moments, dtype=np.float64), 0.0)
+    result: NDArray[np.float64] = (log_moments * (1.0 + 1e-9) + 1e-13) / (orders - 1.0)
+    return result
+
+
+def _bisect(
+    is_enough: Callable[[float], bool], low: float, high: float, tolerance: float
+) -> tuple[float, float]:
+    """Returns a bracket of relative width `tolerance`; `high` keeps is_enough(high)."""
+    while high - low > tolerance * high:
+        middle = math.sqrt(low * high) if low > 0.0 else high / 2.0
+        if not low < middle < high:
+            break
+        if is_enough(middle):
+            high = middle
+        else:
+            low = middle
+        if high < _NEGLIGIBLE_EPSILON:
+            break
+    return low, high
+
+
+def _widen(
+    is_enough: Callable[[float], bool], low: float, high: float, limits: tuple[float, float]
+) -> tuple[float, float]:
+    """Returns a bracket with is_enough(high) and not is_enough(low), starting near a guess."""
+    factor = 1.002
+    while not is_enough(high):
+        low, high = high, min(high * factor, limits[1])
+        factor *= factor
+    factor = 1.002
+    while is_enough(low):
+        low, high = max(low / factor, limits[0]), low
+        factor *= factor
+    return low, high
+
+
+def _require_delta(delta: float) -> float:
+    """Returns delta as a float in (0, 1)."""
+    delta = require_positive("delta", delta)
+    if not delta < 1.0:
+        raise InvalidParameterError(f"delta must be below 1, got {delta!r}.")
+    return delta
+
+
+def _rounded(value: float, digits: int, rounding: str) -> Decimal:
+    """Returns the value's exact decimal expansion, rounded to significant digits."""
+    return Context(prec=digits, rounding=rounding).create_decimal(value)
+
+
+def _round_up(value: float, digits: int = _DIGITS) -> float:
+    """Returns a float not below `value` with few digits: the last step before reporting."""
+    result = float(_rounded(value, digits, ROUND_CEILING))
+    return result if result >= value else math.nextafter(result, math.inf)
+
+
+def _round_down(value: float, digits: int = _DIGITS) -> float:
+    """Returns a float not above `value` with few digits."""
+    result = float(_rounded(value, digits, ROUND_FLOOR))
+    return result if result <= value else math.nextafter(result, 0.0)
