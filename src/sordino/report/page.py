@@ -75,7 +75,7 @@ def _draw(comparison: Comparison) -> str:
 
     factor = 100 if comparison.score == "accuracy" else 1
     figure = graph_objects.Figure()
-    for place in _places(comparison):
+    for index, place in enumerate(_places(comparison)):
         hover = "<br><br>".join(_hover(comparison, number, row) for number, row in place)
         for depth, (_, row) in enumerate(place):
             method = METHODS[row.method]
@@ -90,7 +90,7 @@ def _draw(comparison: Comparison) -> str:
                     "line": {"color": "white", "width": 1},
                 },
                 text=["" if depth else ", ".join(str(number) for number, _ in place)],
-                textposition="top center",
+                textposition="bottom center" if index % 2 else "top center",
                 cliponaxis=False,
                 hovertemplate=f"{hover}<extra></extra>",
             )
