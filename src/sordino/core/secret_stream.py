@@ -49,6 +49,11 @@ class SecretStream:
 
     Source:
         RFC 8439, sections 2.3 and 2.4.
+
+    Example:
+        >>> stream = SecretStream.from_operating_system()
+        >>> stream.words(1000).shape, stream.bernoulli(1.0, 3).tolist()
+        ((1000,), [True, True, True])
     """
 
     __slots__ = ("__cipher", "__left", "__lock", "__process")

@@ -238,19 +238,25 @@ def _dp_pool_line(opening: dict[str, Any]) -> PoolLine:
         num_steps=opening["num_steps"],
         neighboring_relation=dp["neighboring_relation"],
     )
-    report = compute_epsilon(event, dp["delta"], with_edgeworth=dp["with_edgeworth"])
+    options = {"with_edgeworth": True} if dp["with_edgeworth"] else {}
+    report = compute_epsilon(event, dp["delta"], **options)
+    # discrete noise is not normal noise: each step may differ by so much, on either side
+    distance = opening["mechanism"].get("distance_to_normal_upper", 0.0)
+    added = opening["num_steps"] * (1.0 + math.exp(report.epsilon_upper)) * distance
     unit = dp["privacy_unit"]
     return PoolLine(
         secret=_POOL_SECRET if unit == "record" else f"whether a {unit} is in the pool at all",
         guarantee="approximate differential privacy, by privacy loss distributions",
         neighboring_relation=event.neighboring_relation,
         epsilon_upper=report.epsilon_upper,
-        delta=report.delta,
+        delta=report.delta if added == 0.0 else (report.delta + added) * _ROUND_UP,
         privacy_unit=unit,
         max_records_per_unit=None if unit == "record" else dp["max_records_per_unit"],
         epsilon_renyi=report.epsilon_rdp,
         epsilon_edgeworth=report.epsilon_edgeworth,
-        success_upper=compute_tradeoff(event).success(0.5),
+        success_upper=min(
+            1.0, compute_tradeoff(event).success(0.5) + opening["num_steps"] * distance
+        ),
         noise=dp["noise"],
     )
 

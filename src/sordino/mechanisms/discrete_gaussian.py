@@ -55,6 +55,12 @@ def sample_discrete_gaussian(stream: SecretStream, sigma: float, count: int) -> 
     Source:
         arXiv:2004.00010v5, Algorithms 1 to 3. Departures: Bernoulli(exp(-x)) by comparison with a
         lazily drawn uniform number; the geometric part counts its successes directly.
+
+    Example:
+        >>> from sordino.core.secret_stream import SecretStream
+        >>> draws = sample_discrete_gaussian(SecretStream.from_operating_system(), 3.0, 1000)
+        >>> draws.dtype.name, bool(abs(draws).max() < 40)  # beyond: once in 10**36 runs
+        ('int64', True)
     """
     require_in_range("sigma", sigma, SMALLEST_SIGMA, LARGEST_SIGMA)
     require_integer("count", count, 0)

@@ -10,15 +10,20 @@ from sordino.models.adapters import (
 from sordino.models.embedded import embedded_model_path
 from sordino.models.fingerprint import compute_fingerprint
 from sordino.models.load import LoadedModel, choose_compute_dtype, load_model
+from sordino.models.packed_linear import PackedLinear, pack_base
+from sordino.models.rounding import round_to_nearest
 
 __all__ = [
     "LoadedModel",
+    "PackedLinear",
     "add_lora",
     "choose_compute_dtype",
     "compute_fingerprint",
     "embedded_model_path",
     "initial_adapter_tensor",
     "load_model",
+    "pack_base",
+    "round_to_nearest",
     "save_adapter",
     "save_full",
     "trainable_tensors",

@@ -14,6 +14,7 @@ from sordino.core.checks import require_integer, require_one_of, require_positiv
 from sordino.core.directions import MAX_SEED, public_uniform
 from sordino.core.errors import InvalidParameterError
 from sordino.models._quiet import quiet
+from sordino.models.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,8 +46,10 @@ def add_lora(
     `name` as in `trainable_tensors`, and 1/sqrt(in_features) rounded to float32. So A costs 8 bytes
     of a transcript. The model is changed in place; its own random streams are not used.
 
+    Adapters of packed layers have the same names, start and files as those of plain layers.
+
     Args:
-        model: A causal language model without adapters.
+        model: A causal language model without adapters; its linear layers may be packed.
         rank: Columns of B and rows of A, at least 1.
         alpha: The update is alpha / rank * B A; positive.
         target_modules: Names of linear layers, such as "q_proj", or full names; None takes the
@@ -59,6 +62,7 @@ def add_lora(
         InvalidParameterError: If an argument is out of range or a target matches no linear layer.
     """
     from peft import LoraConfig, TaskType, get_peft_model
+    from peft.tuners.lora import Linear
 
     require_integer("rank", rank, 1)
     require_positive("alpha", alpha)
@@ -77,6 +81,8 @@ def add_lora(
         fan_in_fan_out=_is_transposed(linear, chosen),
         task_type=TaskType.CAUSAL_LM,
     )
+    if any(isinstance(linear[name], PackedLinear) for name in chosen):
+        config._register_custom_module({PackedLinear: Linear})  # noqa: SLF001 - PEFT's documented way
     with torch.random.fork_rng(devices=[]), quiet():  # PEFT draws weights that are replaced below
         adapted = get_peft_model(model, config, adapter_name=_ADAPTER)
     _require_adapted(adapted, chosen)
@@ -136,7 +142,7 @@ def save_full(
     """Writes all weights as safetensors with configuration and tokenizer; transformers loads them.
 
     Raises:
-        InvalidParameterError: If the model carries adapters.
+        InvalidParameterError: If the model carries adapters or packed layers.
     """
     from peft import PeftModel
 
@@ -144,6 +150,11 @@ def save_full(
         raise InvalidParameterError(
             "model must be a plain transformers model, got one with adapters. Use save_adapter, or "
             "merge_and_unload() first."
+        )
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise InvalidParameterError(
+            "model must hold plain weights, got packed linear layers, which transformers cannot "
+            "load. Load the base model without base_bits."
         )
     with quiet():
         model.save_pretrained(folder)
@@ -165,7 +176,7 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     linear: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not output
+        if isinstance(module, (nn.Linear, Conv1D, PackedLinear)) and module is not output
     }
     if any("lora_" in name for name in linear):
         raise InvalidParameterError("model already has LoRA adapters; load the base model again.")
@@ -235,10 +246,13 @@ def _block_number(name: str) -> int | None:
 
 def _is_transposed(linear: dict[str, nn.Module], names: Sequence[str]) -> bool:
     """Returns whether the layers store their weight as (in, out), as GPT-2's do."""
-    kinds = {isinstance(linear[name], nn.Linear) for name in names}
+    kinds = set()
+    for module in (linear[name] for name in names):
+        is_packed = isinstance(module, PackedLinear)
+        kinds.add(module.fan_in_fan_out if is_packed else not isinstance(module, nn.Linear))
     if len(kinds) > 1:
         raise InvalidParameterError("target_modules must not mix Linear and Conv1D layers.")
-    return kinds == {False}
+    return kinds == {True}
 
 
 def _require_adapted(adapted: PeftModel, chosen: Sequence[str]) -> None:

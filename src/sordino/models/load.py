@@ -28,6 +28,8 @@ from sordino.models._reading import (
 )
 from sordino.models.embedded import embedded_model_path
 from sordino.models.fingerprint import compute_fingerprint, weight_files
+from sordino.models.packed_linear import pack_base
+from sordino.models.rounding import require_base_bits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,12 +50,14 @@ class LoadedModel:
         tokenizer: Has a padding token; it may equal the end token, so mask by attention mask.
         source: What the user asked for.
         fingerprint: SHA-256 of the files read, see `compute_fingerprint`.
+        base_bits: Bits of a weight in packed linear layers; None where all weights are plain.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     source: str
     fingerprint: str
+    base_bits: int | None = None
 
     @property
     def context_length(self) -> int:
@@ -64,7 +68,11 @@ class LoadedModel:
 
 
 def load_model(
-    source: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    source: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    base_bits: int | None = None,
 ) -> LoadedModel:
     """Returns the model named by `source`, frozen, in evaluation mode, without dropout.
 
@@ -76,15 +84,20 @@ def load_model(
             is written "./embedded".
         dtype: float32, bfloat16 or float16; the parameters' type.
         device: "cpu", "cuda", "cuda:<n>" or "mps".
+        base_bits: 4 or 8 rounds the linear layers to packed codes, see `pack_base`; they compute in
+            `dtype`. None leaves them as they are. The fingerprint is that of the files either way.
 
     Raises:
-        InvalidParameterError: If dtype or device is not one this machine has.
+        InvalidParameterError: If dtype or device is not one this machine has, base_bits is another
+            number, or the model has no layer to pack.
         ModelUnavailableError: If the source cannot be found, fetched or read completely.
         MissingExtraError: If the embedded model is asked for and not installed.
     """
     if dtype not in _DTYPES.values():
         raise InvalidParameterError(f"dtype must be one of {', '.join(_DTYPES)}; got {dtype}.")
     _require_device(device)
+    if base_bits is not None:
+        require_base_bits(base_bits)
     path = _resolve_source(source)
     with torch.random.fork_rng(devices=[]), quiet():  # the caller's random stream is not consumed
         if path.is_file():
@@ -93,8 +106,10 @@ def load_model(
             model, tokenizer = _read_folder(path, dtype)
         _require_matching_vocabulary(path, model, tokenizer)
         _freeze(model)
+        if base_bits is not None:
+            pack_base(model, bits=base_bits)
         model.to(device)
-    return LoadedModel(model, tokenizer, source, compute_fingerprint(path))
+    return LoadedModel(model, tokenizer, source, compute_fingerprint(path), base_bits)
 
 
 def choose_compute_dtype(name: str, device: str) -> torch.dtype:

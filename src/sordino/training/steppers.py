@@ -11,6 +11,7 @@ from sordino.gradients.clipped import ClippedGradients
 from sordino.gradients.copied import ComputingCopy, CopiedParameterSpace
 from sordino.gradients.unit_contributions import UnitContributions
 from sordino.ledger.transcript import TranscriptHeader
+from sordino.mechanisms.candidates import fixed_point_unit
 from sordino.mechanisms.gaussian import GaussianMechanism
 from sordino.mechanisms.poisson import PoissonSampler
 from sordino.training.batch_plan import BatchPlan, PoissonPlan
@@ -241,6 +242,7 @@ def _make_mechanism(
         clip_norm=given.dp.clip_norm,
         num_releases=given.config.directions_per_step,
         expected_batch_size=given.dp.expected_units,
+        contribution_unit=fixed_point_unit(given.dp.clip_norm, given.dp.num_units),
         grid=given.dp.options.noise == "discrete",
     )
 
