@@ -75,6 +75,13 @@ class OneStepLaw:
     losses: NDArray[np.float64]
     upper_log_weights: NDArray[np.float64]  # of P; the weights sum to 1
     lower_log_weights: NDArray[np.float64]  # of Q; the weights sum to 1
+    log_slopes: NDArray[np.float64]  # ln |d loss / dx|
+    spacing: float  # of the nodes
+
+    def density_variation(self) -> float:
+        """Returns the total variation of the loss's density under P, summed over the nodes."""
+        density = np.exp(self.upper_log_weights - math.log(self.spacing) - self.log_slopes)
+        return float(np.abs(np.diff(density, prepend=0.0, append=0.0)).sum())
 
     def deviation(self) -> float:
         """Returns the standard deviation of the loss under P."""
@@ -101,9 +108,14 @@ def one_step_laws(
         -0.5 * (x / std) ** 2 + math.log(spacing / std) - 0.5 * math.log(2.0 * math.pi)
     )
     plus = noise + loss
+    slope = math.log(event.sampling_probability) + (x - 0.5) / std**2 - loss - 2.0 * math.log(std)
     if event.neighboring_relation == REPLACE_ONE:
-        return (OneStepLaw(loss - loss[::-1], plus, plus[::-1]),)
-    return (OneStepLaw(loss, plus, noise), OneStepLaw(-loss, noise, plus))
+        both = np.logaddexp(slope, slope[::-1])
+        return (OneStepLaw(loss - loss[::-1], plus, plus[::-1], both, spacing),)
+    return (
+        OneStepLaw(loss, plus, noise, slope, spacing),
+        OneStepLaw(-loss, noise, plus, slope, spacing),
+    )
 
 
 def log_ratio(x: NDArray[np.float64], event: SampledGaussian) -> NDArray[np.float64]:

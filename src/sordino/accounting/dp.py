@@ -13,7 +13,7 @@ about 2e5 points for one step and a few million for the composition.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from dp_accounting.pld.pld_pmf import create_pmf
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from dp_accounting.rdp import compute_epsilon as epsilon_from_renyi
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from scipy.special import log_ndtr, logsumexp
 
 from sordino.accounting._sampled_gaussian import (
@@ -124,7 +124,9 @@ def require_small_delta(delta: float, num_units: int, *, is_large_allowed: bool)
     return delta
 
 
-def compute_epsilon(event: SampledGaussian, delta: float) -> EpsilonReport:
+def compute_epsilon(
+    event: SampledGaussian, delta: float, *, with_edgeworth: bool = False
+) -> EpsilonReport:
     """Returns bounds on the epsilon of all releases of `event` at `delta`.
 
     Guarantee:
@@ -135,6 +137,7 @@ def compute_epsilon(event: SampledGaussian, delta: float) -> EpsilonReport:
     Args:
         event: The releases.
         delta: Probability; in (0, 1), and above what rounding hides (1e-14 num_steps).
+        with_edgeworth: Whether to ask the Edgeworth accountant too (off by default).
 
     Returns:
         A report with epsilon_lower <= epsilon_upper, in nats.
@@ -168,7 +171,12 @@ def compute_epsilon(event: SampledGaussian, delta: float) -> EpsilonReport:
             f"Renyi DP claims epsilon {renyi!r}, below the proved lower bound {lower!r}; "
             "report this event as a bug."
         )
-    return EpsilonReport(delta=delta, epsilon_upper=upper, epsilon_lower=lower, epsilon_rdp=renyi)
+    report = EpsilonReport(delta=delta, epsilon_upper=upper, epsilon_lower=lower, epsilon_rdp=renyi)
+    if not with_edgeworth:
+        return report
+    from sordino.accounting.edgeworth import interval_within  # it builds on this module
+
+    return replace(report, epsilon_edgeworth=interval_within(event, report))
 
 
 def compute_delta(event: SampledGaussian, epsilon: float) -> float:
@@ -435,34 +443,35 @@ class _Discretised:
         shift = self.added_mean + self.added_scale * math.sqrt(-math.log(failure))
         if not raised < 1.0:
             return 0.0
-        return max(self._solve(raised) * (1.0 - 1e-9) - shift, 0.0)
+        return max(self._solve(raised) * (1.0 - 1e-6) - shift, 0.0)
 
     def _solve(self, delta: float) -> float:
         """Returns the smallest epsilon with pessimistic delta <= `delta`, from above."""
-        try:
-            with np.errstate(over="ignore"):
-                epsilon = float(self.pld.get_epsilon_for_delta(delta))
-        except OverflowError:  # the library's exp(-loss)
-            epsilon = math.inf
-        if math.isfinite(epsilon):
-            slack = 1e-12
-            while float(self.pld.get_delta_for_epsilon(epsilon)) > delta and slack < 1.0:
-                epsilon += max(epsilon, 1e-9) * slack  # a rounding error of the library's formula
-                slack *= 10.0
-            if float(self.pld.get_delta_for_epsilon(epsilon)) <= delta:
-                return epsilon
-        # Either there is none, or the library's sums of exp(-loss) left the range of doubles.
+        # The library's own inverse walks a million masses in Python, and its sums of exp(-loss)
+        # leave the range of doubles where epsilon passes 700.
+
+        def excess(epsilon: float) -> float:
+            return math.log(max(float(self.pld.get_delta_for_epsilon(epsilon)), 1e-300) / delta)
+
+        if excess(0.0) <= 0.0:
+            return 0.0
         high = 1.0
-        while float(self.pld.get_delta_for_epsilon(high)) > delta:
-            high *= 2.0
+        while excess(high) > 0.0:
+            high *= 4.0
             if high > _LARGEST_EPSILON:
                 raise PrecisionError(
                     f"no finite epsilon can be stated at delta {delta:g}: more mass than that has "
                     "an unbounded loss. Use more noise, fewer steps or a larger delta."
                 )
-        return _bisect(
-            lambda epsilon: float(self.pld.get_delta_for_epsilon(epsilon)) <= delta, 0.0, high, 1e-9
-        )[1]
+        while high > _NEGLIGIBLE_EPSILON and excess(high / 4.0) <= 0.0:
+            high /= 4.0
+        low = high / 4.0 if high > _NEGLIGIBLE_EPSILON else 0.0
+        epsilon = float(brentq(excess, low, high, xtol=1e-16, rtol=1e-8))
+        slack = 1e-7
+        while excess(epsilon) > 0.0:
+            epsilon *= 1.0 + slack
+            slack *= 2.0
+        return epsilon
 
 
 _Curve = _Gaussian | _Discretised

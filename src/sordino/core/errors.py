@@ -5,6 +5,7 @@
     ├── InvalidDataError (also ValueError)        a record file, a record, a label
     ├── BudgetExceededError                       a charge that does not fit the declared budget
     ├── PrecisionError                            NaN, infinity, or a number too coarse to be safe
+    ├── EdgeworthRefusedError                     an expansion too inaccurate to say anything
     ├── EntropyError                              the operating system gave no randomness
     ├── LedgerError                               an unreadable, broken or contradicting record
     ├── VerificationError                         a run folder that does not prove its claim
@@ -36,6 +37,10 @@ class BudgetExceededError(SordinoError):
 
 class PrecisionError(SordinoError):
     """A NaN, an infinity, or a number too coarse for a safe statement."""
+
+
+class EdgeworthRefusedError(SordinoError):
+    """An Edgeworth expansion whose error is too large, or that contradicts the main accountant."""
 
 
 class EntropyError(SordinoError):
