@@ -18,7 +18,7 @@ from sordino.cli.commands import EXIT_FAILED, make_command
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sordino.report.compare import ComparisonResult
+    from sordino.report.study import ComparisonResult
     from sordino.training.demo import DemoResult
     from sordino.training.tune import TuneResult
     from sordino.training.verify import Verification

@@ -231,6 +231,8 @@ def _read_row(entry: Mapping[str, Any]) -> Row:
             raise ValueError(f"unknown relation {row.pool.neighboring_relation!r}")
     if not all(math.isfinite(value) for value in required):
         raise ValueError("a number is NaN or infinite")
+    if row.forward_equivalents <= 0:
+        raise ValueError("a cost is not positive")
     return row
 
 

@@ -84,7 +84,7 @@ def _draw(comparison: Comparison) -> str:
                 y=[factor * row.score_after],
                 mode="markers+text",
                 marker={
-                    "size": max(20 - 7 * depth, 6),  # the lower ones stay visible
+                    "size": 24 - 4 * depth,  # the lower of up to six stay visible
                     "color": _COLORS[method.guarantee],
                     "symbol": _SYMBOLS[method.estimator],
                     "line": {"color": "white", "width": 1},
