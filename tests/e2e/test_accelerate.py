@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import sordino
 from helpers_runs import SMALL, files_below, sentiment_rows, write_jsonl
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from subprocess import CompletedProcess
 
 DRIVER = Path(__file__).with_name("workers_driver.py")
+DP = SMALL | {"guarantee": "dp", "epsilon": 8.0, "delta": 1e-3, "batch_size": 12}
+GRADIENTS = {"estimator": "first-order", "optimizer": "sgd", "learning_rate": 1.0}
 OPEN = {"guarantee": "none", "directions_per_step": 2, "tokens_per_batch": 64}
 
 
@@ -47,18 +52,9 @@ def launch(*words: str, with_accelerate: bool = False) -> CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,  # a busy machine
         env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )
-
-
-def has_finished(done: CompletedProcess[str]) -> bool:
-    """Returns whether a launch ended well, or aborted only after its work was done.
-
-    A known defect, rare under load: gloo's threads can still abort a process that has left its
-    group. What the run wrote is checked by the caller in either case.
-    """
-    return done.returncode == 0 or "terminate called without an active exception" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +77,15 @@ def answers(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[
         "first-order-full": SMALL
         | OPEN
         | {"estimator": "first-order", "adapter": "full", "directions_per_step": 8},
+        "dp": DP | GRADIENTS | {"tokens_per_batch": 10**6} | scored,  # one share is empty
+        "dp-zeroth": DP | {"tokens_per_batch": 64, "directions_per_step": 2},
+        "dp-noise": DP
+        | GRADIENTS
+        | {"epsilon": 0.1, "num_steps": 1, "lora_rank": 8, "tokens_per_batch": 64},
+        "sgd": SMALL | GRADIENTS | {"guarantee": "none", "tokens_per_batch": 64},
+        "sgd-full": SMALL
+        | GRADIENTS
+        | {"guarantee": "none", "adapter": "full", "learning_rate": 0.1, "tokens_per_batch": 64},
         "taken": SMALL,
         "nothing-moves": SMALL | {"learning_rate": 1e-50},
         "disk": SMALL,
@@ -92,9 +97,10 @@ def answers(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[
     }
     (root / "plan.json").write_text(json.dumps(plan))
     done = launch(str(DRIVER), str(root / "plan.json"))
-    assert has_finished(done), done.stderr
+    assert done.returncode == 0, done.stderr
     said = [json.loads((root / f"answer-{rank}.json").read_text()) for rank in range(2)]
-    return {"root": root, "plan": plan, "said": said, "errors": done.stderr}
+    left = [(root / f"left-{rank}.txt").read_text() for rank in range(2)]
+    return {"root": root, "plan": plan, "said": said, "left": left, "errors": done.stderr}
 
 
 @pytest.mark.parametrize("name", ["open", "first-order", "one-batch", "full", "first-order-full"])
@@ -108,7 +114,7 @@ def test_two_processes_give_the_bytes_of_one(
     assert files_below(answers["root"] / name) == files_below(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["open", "zpl", "mi", "one-batch"])
+@pytest.mark.parametrize("name", ["open", "zpl", "mi", "one-batch", "dp", "dp-zeroth"])
 def test_runs_of_two_processes_verify(name: str, answers: dict[str, Any]) -> None:
     """A run of two processes is charged once a step and replays to its weights."""
     assert [said[name] for said in answers["said"]] == ["", ""]
@@ -117,6 +123,35 @@ def test_runs_of_two_processes_verify(name: str, answers: dict[str, Any]) -> Non
     assert sordino.verify(run, model=plan["model"]).is_valid
     releases = Ledger.open(run / "ledger.jsonl").of_kind("release")
     assert [event["step"] for event in releases] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgd-full"])
+def test_gradients_of_two_processes_add_up(
+    name: str, answers: dict[str, Any], tmp_path: Path
+) -> None:
+    """Without noise, two processes move the weights as one does, up to float32 rounding."""
+    assert [said[name] for said in answers["said"]] == ["", ""]
+    sordino.tune(**answers["plan"][name] | {"output": tmp_path / "run"})
+    file = "model.safetensors" if name == "sgd-full" else "adapter_model.safetensors"
+    both, one = load_file(answers["root"] / name / file), load_file(tmp_path / "run" / file)
+    for key, values in one.items():
+        assert torch.allclose(both[key], values, rtol=1e-4, atol=1e-6), key
+
+
+def test_noise_of_two_processes_has_the_variance_of_one(answers: dict[str, Any]) -> None:
+    """Defect: every process adds the whole noise, or a part of it.
+
+    384 numbers: their deviation is within 20% of the planned one but for one time in 10 million.
+    """
+    assert [said["dp-noise"] for said in answers["said"]] == ["", ""]
+    run = answers["root"] / "dp-noise"
+    dp = Ledger.open(run / "ledger.jsonl").events[0]["dp"]
+    weights = load_file(run / "adapter_model.safetensors")
+    moved = torch.cat([v.flatten() for k, v in weights.items() if "lora_B" in k])
+    assert moved.numel() == 384
+    planned = dp["noise_multiplier"] * dp["clip_norm"] / dp["expected_units"]
+    assert dp["noise_multiplier"] > 5  # so that the gradients do not count
+    assert float(moved.std()) == pytest.approx(planned, rel=0.2)
 
 
 def test_holder_report_of_two_processes(answers: dict[str, Any]) -> None:
@@ -145,7 +180,7 @@ def test_error_of_the_main_process_stops_all(
 
 def test_progress_is_shown_once(answers: dict[str, Any]) -> None:
     """Only the main process prints progress."""
-    lines = [line for line in answers["errors"].splitlines() if line.startswith("tune: 3/3")]
+    lines = re.findall(r"^tune: (\d+)/\1,", answers["errors"], re.MULTILINE)
     finished = [name for name, text in answers["said"][0].items() if name != "disk" and not text]
     assert len(lines) == len(finished) + 1  # "nothing-moves" takes its steps too
 
@@ -159,27 +194,34 @@ def test_accelerate_launch_with_more_processes_than_batches(
     words = ["-m", "sordino", "tune", "--model", str(tiny_model), "--train", str(train)]
     words += ["--output", str(run), "--num-steps", "2", "--num-subsets", "4", "--dtype", "float32"]
     done = launch(*words, "--device", "cpu", with_accelerate=True)
-    assert has_finished(done), done.stderr
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("Secret 1") == 1
     assert sordino.verify(run, model=str(tiny_model)).is_valid
 
 
-def test_processes_leave_their_group_before_they_end(tmp_path: Path) -> None:
-    """At the end no process group is left to the interpreter, which sometimes aborts over it."""
+def test_processes_leave_their_group_before_they_end(answers: dict[str, Any]) -> None:
+    """After runs of every kind nothing holds the group, whose threads could abort the exit."""
+    assert answers["left"] == ["False", "False"]
+
+
+def test_late_imports_do_not_keep_the_group(tmp_path: Path) -> None:
+    """A module that takes the group as a default argument gives it back at the end."""
     script = tmp_path / "work.py"
     script.write_text(
-        "import atexit\n"
+        "import atexit, weakref\n"
         "import torch\n"
         "from sordino.training.workers import Workers\n"
         "def last():\n"
-        "    print('group left behind:', torch.distributed.is_initialized())\n"
+        "    print('group left behind:', group() is not None)\n"
         "atexit.register(last)  # registered first, so it runs last\n"
         "workers = Workers.start('cpu')\n"
-        "assert torch.distributed.is_initialized()\n"
+        "group = weakref.ref(torch.distributed.group.WORLD)\n"
+        "import torch.distributed.nn.functional as late\n"
+        "assert group() in late.broadcast.__defaults__\n"
         "workers.from_main(lambda: 1)\n"
     )
     done = launch(str(script))
-    assert has_finished(done), done.stderr
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("False") == 2  # the processes' lines may mix
     assert "True" not in done.stdout
 

@@ -71,6 +71,7 @@ OPEN = {
     "adapter",
     "base_model",
     "base_model_sha256",
+    "base_bits",
     "compute_dtype",
     "noise_source",
     "transcript_header_sha256",

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from sordino.accounting.dp import (
-    ADD_OR_REMOVE_ONE,
-    NEIGHBORING_RELATIONS,
-    REPLACE_ONE,
     EpsilonReport,
     SampledGaussian,
     TradeoffBound,
@@ -35,9 +32,6 @@ from sordino.accounting.pac import (
 )
 
 __all__ = [
-    "ADD_OR_REMOVE_ONE",
-    "NEIGHBORING_RELATIONS",
-    "REPLACE_ONE",
     "EpsilonReport",
     "Risk",
     "SampledGaussian",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +68,7 @@ _COUPLING_SHARE = 1e-3  # part of delta given to the failure of the lower bound'
 _LARGEST_EPSILON = 1e9
 _NEGLIGIBLE_EPSILON = 1e-12  # where a search stops
 _CLOSED_FORM_ERROR = 1e-9  # relative, in delta; worst found is below 1e-10
+_HOPELESS_DELTA = 1e-6  # beyond its epsilon the search for a bound gains nothing worth having
 _RENYI_ORDERS = (*(1.0 + k / 10.0 for k in range(1, 100)), *range(11, 64), 96, 128, 256)
 
 
@@ -343,9 +345,6 @@ class TradeoffBound:
         return min(1.0, max(_round_up(best, digits=9), fpr))
 
 
-_HOPELESS_DELTA = 1e-6  # beyond its epsilon the search for a bound gains nothing worth having
-
-
 def compute_tradeoff(event: SampledGaussian) -> TradeoffBound:
     """Returns upper bounds on membership guesses against all releases of `event`.
 
@@ -477,6 +476,7 @@ class _Discretised:
 _Curve = _Gaussian | _Discretised
 
 
+@lru_cache(maxsize=4)  # one plan is asked for its epsilon, its trade-off and its certificate
 def _curve(event: SampledGaussian, grid: tuple[float, float]) -> _Curve:
     """Returns delta as a function of epsilon for all releases of the event."""
     if event.sampling_probability == 1.0:

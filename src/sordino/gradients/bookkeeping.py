@@ -20,7 +20,7 @@ from sordino.gradients.factors import Factors, Left, Spans
 from sordino.gradients.uses import AbstractGradientSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from sordino.gradients.uses import UseWatcher
 
@@ -178,8 +178,7 @@ class MatrixGradients:
             if self._formed.dtype == torch.float32:
                 total.view(-1).add_(weights @ self._formed.view(self._num_units, -1))
             else:
-                for gradient, weight in zip(self._formed, weights.tolist(), strict=True):
-                    total.add_(gradient.float(), alpha=weight)
+                _add_each(total, self._formed, weights)
             return
         for factors in self._kept:
             _add_weighted(factors, total, weights)
@@ -302,9 +301,12 @@ def _add_weighted(factors: Factors, total: torch.Tensor, weights: torch.Tensor) 
         and left.values.dtype == torch.bfloat16
         and len(right) > _FEWEST_ROWS * len(spans)
     ):
-        for (start, stop), weight in zip(spans, weights.tolist(), strict=True):
-            gradient = left.values[start:stop].T @ right[start:stop]
-            total.add_(gradient.float(), alpha=weight)
+        gradient = right.new_empty(total.shape)  # the same memory for all units: it stays cached
+        products = (
+            torch.mm(left.values[start:stop].T, right[start:stop], out=gradient)
+            for start, stop in spans
+        )
+        _add_each(total, products, weights)
         return
     weighted = right.float() * weights[_units(factors)][:, None]
     if left.values is None:
@@ -316,6 +318,15 @@ def _add_weighted(factors: Factors, total: torch.Tensor, weights: torch.Tensor) 
         pieces = zip(total.split(at_once), left.values.split(at_once, dim=1), strict=True)
         for some, values in pieces:
             some.addmm_(values.float().T, weighted)
+
+
+def _add_each(
+    total: torch.Tensor, gradients: Iterable[torch.Tensor], weights: torch.Tensor
+) -> None:
+    """Adds bfloat16 gradients one after the other, weighted in float32."""
+    widened = torch.empty_like(total)
+    for gradient, weight in zip(gradients, weights.tolist(), strict=True):
+        total.add_(widened.copy_(gradient), alpha=weight)
 
 
 def _units(factors: Factors) -> torch.Tensor:

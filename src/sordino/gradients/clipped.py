@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sordino.core.checks import require_one_of, require_positive
+from sordino.core.checks import require_in_range, require_one_of
 from sordino.core.errors import InvalidParameterError, PrecisionError
 from sordino.gradients.bookkeeping import MARGIN_BFLOAT16, MARGIN_FLOAT32, BookKeeping
 from sordino.gradients.factors import Spans
@@ -30,6 +30,8 @@ CLIPPINGS = ("flat", "per-layer", "automatic")
 METHODS = ("auto", "materialised", "book-keeping")
 _AUTOMATIC_OFFSET = 0.01
 _SMALLEST_NORM = 1e-30
+_CLIP_NORMS = (1e-12, 1e12)  # far from where squares of float32 numbers vanish
+_LARGEST_EXCESS = 2.0**100  # of a norm over clip_norm; a smaller factor would lose digits
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -51,16 +53,17 @@ class ClippedGradients:
     """Adds up clipped gradients of units, batch by batch.
 
     Guarantee:
-        A unit adds a vector of Euclidean norm at most `clip_norm` over all tensors together, its
-        rounding included, whatever the clipping; so under ADD_OR_REMOVE_ONE the sum has
-        l2_sensitivity `clip_norm`. Assumes: all records of a unit come in one batch of a step; the
-        float32 rounding of the running total itself is that of real-number arithmetic.
+        A unit adds a vector of Euclidean norm at most `clip_norm` over all tensors together, the
+        rounding of its own gradient included, whatever the clipping; so under ADD_OR_REMOVE_ONE the
+        sum has l2_sensitivity `clip_norm`. Assumes: all records of a unit come in one batch of a
+        step; exact arithmetic where units meet, which is in the float32 running total and in the
+        rounding of a layer's products, which may depend on the shape of the batch.
 
     Args:
         model: The language model.
         objective: Differentiable losses per record.
         tensors: Trainable parameters of `model` by name, as it computes with them.
-        clip_norm: Largest Euclidean norm of one unit's contribution.
+        clip_norm: Largest Euclidean norm of one unit's contribution; in [1e-12, 1e12].
         clipping: "flat" scales by min(1, clip_norm / norm); "automatic" by clip_norm / (norm +
             0.01); "per-layer" clips each of the L tensors to clip_norm / sqrt(L), inside of the
             backward pass, so that no layer's factors outlive it.
@@ -92,7 +95,7 @@ class ClippedGradients:
         self._model = model
         self._objective = objective
         self._tensors = dict(tensors)
-        self.clip_norm = require_positive("clip_norm", clip_norm)
+        self.clip_norm = require_in_range("clip_norm", clip_norm, *_CLIP_NORMS)
         self._clipping = require_one_of("clipping", clipping, CLIPPINGS)
         self._method = require_one_of("method", method, METHODS)
         _require_no_experts(model, self._tensors)
@@ -246,9 +249,9 @@ def _scale(
 ) -> torch.Tensor:
     """Returns clip factors by unit: at most 1 without an offset, else clip_norm / (norm + it)."""
     norms = squared_norms.sqrt()
-    if not bool(norms.isfinite().all()):
+    if not bool((norms <= _LARGEST_EXCESS * clip_norm).all()):  # NaN fails here, by design
         raise PrecisionError(
-            "a gradient is not finite or too large to be measured: it cannot be clipped. Nothing "
+            "a gradient is not finite or too large to measure: it cannot be clipped; nothing "
             "was released. Lower the learning rate, or compute in bfloat16 or float32."
         )
     if offset is not None:

@@ -238,8 +238,9 @@ def _dp_pool_line(opening: dict[str, Any]) -> PoolLine:
         num_steps=opening["num_steps"],
         neighboring_relation=dp["neighboring_relation"],
     )
-    options = {"with_edgeworth": True} if dp["with_edgeworth"] else {}
-    report = compute_epsilon(event, dp["delta"], **options)
+    report = compute_epsilon(
+        event, dp["delta_of_normal_noise"], with_edgeworth=dp["with_edgeworth"]
+    )
     # discrete noise is not normal noise: each step may differ by so much, on either side
     distance = opening["mechanism"].get("distance_to_normal_upper", 0.0)
     added = opening["num_steps"] * (1.0 + math.exp(report.epsilon_upper)) * distance
@@ -249,7 +250,7 @@ def _dp_pool_line(opening: dict[str, Any]) -> PoolLine:
         guarantee="approximate differential privacy, by privacy loss distributions",
         neighboring_relation=event.neighboring_relation,
         epsilon_upper=report.epsilon_upper,
-        delta=report.delta if added == 0.0 else (report.delta + added) * _ROUND_UP,
+        delta=max(dp["delta"], (report.delta + added) * _ROUND_UP) if added else dp["delta"],
         privacy_unit=unit,
         max_records_per_unit=None if unit == "record" else dp["max_records_per_unit"],
         epsilon_renyi=report.epsilon_rdp,

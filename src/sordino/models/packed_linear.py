@@ -104,7 +104,7 @@ class PackedLinear(torch.nn.Module):
         *,
         bits: int = 4,
         group_size: int = GROUP_SIZE,
-        is_symmetric: bool = True,
+        is_symmetric: bool = False,
         scale_dtype: torch.dtype = torch.float16,
     ) -> PackedLinear:
         """Returns a Linear or Conv1D layer rounded to the nearest codes; it computes in its dtype.
@@ -188,6 +188,7 @@ def pack_base(
     *,
     bits: int = 4,
     group_size: int = GROUP_SIZE,
+    is_symmetric: bool = False,
     skip: Sequence[str] = (),
 ) -> torch.nn.Module:
     """Replaces the frozen linear layers of a base model by packed ones, in place; returns it.
@@ -199,6 +200,7 @@ def pack_base(
         model: A model without adapters.
         bits: 4 or 8.
         group_size: Even number of neighbouring inputs that share a scale.
+        is_symmetric: Whether to do without offsets, which cost as much as scales.
         skip: Names of linear layers that stay, such as "o_proj", or full names.
 
     Raises:
@@ -230,7 +232,9 @@ def pack_base(
             continue
         if id(module) not in packed:
             try:
-                layer = PackedLinear.from_linear(module, bits=bits, group_size=group_size)
+                layer = PackedLinear.from_linear(
+                    module, bits=bits, group_size=group_size, is_symmetric=is_symmetric
+                )
             except InvalidParameterError as error:
                 raise InvalidParameterError(f"{name}: {error}") from error
             packed[id(module)] = layer

@@ -11,6 +11,7 @@ from sordino.core.errors import InvalidParameterError
 GROUP_SIZE = 32
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _BITS = (4, 8)
+_FLOAT32_ROUNDING = 2.0**-20  # more than that of a difference of two numbers and a quotient
 
 
 def require_base_bits(bits: int) -> int:
@@ -33,13 +34,14 @@ def round_to_nearest(
     *,
     bits: int = 4,
     group_size: int = GROUP_SIZE,
-    is_symmetric: bool = True,
+    is_symmetric: bool = False,
     scale_dtype: torch.dtype = torch.float16,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Returns codes, scales and offsets (None if symmetric) whose error is at most half a scale.
 
-    The symmetric grid has one more step on one side of zero; a group's scale is negative where
-    that side has to be the positive one. Nothing is clipped: scales are rounded outwards.
+    The grid of a group spans its weights and zero. A symmetric grid costs one number a group less;
+    it has one more step on one side of zero, and the scale is negative where that has to be the
+    positive side. Nothing is clipped: scales are rounded outwards.
 
     Args:
         weight: Shape (out_features, in_features).
@@ -82,9 +84,13 @@ def round_to_nearest(
 
 
 def _outwards(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Returns float32 values in `dtype`, rounded away from zero."""
+    """Returns float32 values in `dtype`, rounded away from zero.
+
+    A float32 rounding error is no reason to go outwards: weights that come from such a grid would
+    lose it.
+    """
     rounded = values.to(dtype)
     if dtype == torch.float32:
         return rounded
-    is_short = rounded.float().abs() < values.abs()
+    is_short = rounded.float().abs() < values.abs() * (1.0 - _FLOAT32_ROUNDING)
     return (rounded.view(torch.int16) + is_short).view(dtype)  # the next number has the next bits

@@ -324,6 +324,7 @@ def _opening_event(
         "adapter": {"kind": config.adapter, **lora},
         "base_model": _public_name(request.source),
         "base_model_sha256": base_model_sha256,
+        "base_bits": config.base_bits,
         "compute_dtype": str(dtype).removeprefix("torch."),
         "noise_source": "operating system",
         "transcript_header_sha256": hashlib.sha256(made.header.to_bytes()).hexdigest(),

@@ -24,6 +24,7 @@ def render_card(ledger: Ledger, certificate: Certificate) -> str:
     settings = [
         ("base model", opening["base_model"]),
         ("base model SHA-256", opening["base_model_sha256"]),
+        ("bits of a frozen weight", opening["base_bits"] or "as in the base model"),
         ("estimator", opening["estimator"]),
         ("mechanism", opening["mechanism"]["name"]),
         ("records a step", opening["sampling"]),

@@ -101,6 +101,7 @@ class TuneConfig:
     seed: int
     dp: DpOptions | None = None
     optimizer: str | None = None  # None: moves along public directions
+    base_bits: int | None = None  # of the frozen linear layers; None: as they are
 
     def __post_init__(self) -> None:
         require_one_of("guarantee", self.guarantee, GUARANTEES)
@@ -124,6 +125,10 @@ class TuneConfig:
             require_positive("perturbation", self.perturbation)
         if self.batch_size is not None:
             require_integer("batch_size", self.batch_size, 1)
+        if self.base_bits is not None and self.adapter == "full":
+            raise InvalidParameterError(
+                "--base-bits holds frozen weights in few bits: use it with --adapter lora."
+            )
         if self.optimizer is not None:
             require_one_of("optimizer", self.optimizer, OPTIMIZERS)
         self._check_guarantee()

@@ -20,6 +20,7 @@ ADJACENCIES = {"add-remove": ADD_OR_REMOVE_ONE, "replace": REPLACE_ONE}
 CLIPPINGS = ("flat", "per-layer", "automatic")
 NOISES = ("continuous", "discrete")
 RECORD = "record"
+_SPARE_DELTA = 1e-3  # share of delta for what discrete noise differs from normal noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +89,11 @@ class DpPlan:
     options: DpOptions
 
     @property
+    def delta_of_normal_noise(self) -> float:
+        """What normal noise may use of delta; discrete noise needs a little for itself."""
+        return _delta_of_normal_noise(self.delta, self.options.noise)
+
+    @property
     def noise_std(self) -> float:
         """Standard deviation of the noise on each coordinate of the sum."""
         return self.event.noise_multiplier * self.clip_norm
@@ -98,6 +104,7 @@ class DpPlan:
         return {
             "target_epsilon": options.epsilon,
             "delta": self.delta,
+            "delta_of_normal_noise": self.delta_of_normal_noise,
             "privacy_unit": options.unit,
             "num_units": self.num_units,
             "max_records_per_unit": options.max_records_per_unit,
@@ -144,7 +151,7 @@ def make_dp_plan(
     probability, relation = expected_units / num_units, ADJACENCIES[options.adjacency]
     noise_multiplier = calibrate_noise_multiplier(
         target_epsilon=options.epsilon,
-        delta=delta,
+        delta=_delta_of_normal_noise(delta, options.noise),
         sampling_probability=probability,
         num_steps=num_steps,
         neighboring_relation=relation,
@@ -163,3 +170,8 @@ def make_dp_plan(
         expected_units=expected_units,
         options=options,
     )
+
+
+def _delta_of_normal_noise(delta: float, noise: str) -> float:
+    """Returns what normal noise may use of delta."""
+    return delta * (1.0 - _SPARE_DELTA) if noise == "discrete" else delta

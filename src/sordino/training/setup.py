@@ -159,9 +159,9 @@ def read_validation_records(path: Path, pool: Sequence[Record], *, is_public: bo
 def load_for_tuning(
     source: str, config: TuneConfig, dtype: torch.dtype, device: str
 ) -> LoadedModel:
-    """Returns the base model: in the compute dtype under an adapter, in float32 for full tuning."""
+    """Returns the base model: in the compute dtype, or packed, under an adapter; else float32."""
     stored = torch.float32 if config.adapter == "full" else dtype
-    return load_model(source, dtype=stored, device=device)
+    return load_model(source, dtype=stored, device=device, base_bits=config.base_bits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -139,6 +139,9 @@ def tune(
             "answers alike (found on built-in public sentences); default 0.3, 1: all."
         ),
     ] = None,
+    base_bits: Annotated[
+        int | None, Doc("4 or 8: hold the frozen linear layers in so many bits a weight.")
+    ] = None,
     adapter: Annotated[Literal["lora", "full"], Doc("Train an adapter or all weights.")] = "lora",
     lora_rank: Annotated[int, Doc("Rank of the adapter.")] = 8,
     lora_alpha: Annotated[float, Doc("Scale of the adapter: alpha / rank.")] = 16.0,
@@ -247,6 +250,7 @@ def tune(
         seed=seed,
         dp=dp,
         optimizer=optimizer,
+        base_bits=base_bits,
     )
     request = RunRequest(
         config=config,

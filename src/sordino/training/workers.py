@@ -7,7 +7,9 @@ Sums travel as whole numbers in float64, so their total does not depend on the n
 from __future__ import annotations
 
 import atexit
+import gc
 from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -99,10 +101,21 @@ class Workers:
 
 
 def _leave_group() -> None:
-    """Ends the process group before the interpreter does.
+    """Ends the process group, with its threads, before the interpreter does.
 
-    Left to the interpreter, gloo's threads abort about one finished two-process run in five
-    ("terminate called without an active exception").
+    After a collective, a thread of gloo gives back its tensors, which takes the interpreter's
+    lock. If the interpreter is ending by then, Python ends the thread instead, and C++ aborts
+    the process ("terminate called without an active exception"). The last reference to the group
+    joins its threads, so none may be left: modules of torch.distributed that are imported after
+    the group was made keep it as the default argument of their functions.
     """
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if not torch.distributed.is_initialized():
+        return
+    group = torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+    for item in gc.get_objects():
+        # by type, since isinstance asks lazy proxies for their class
+        if type(item) is FunctionType and item.__defaults__:
+            defaults = item.__defaults__
+            if any(value is group for value in defaults):
+                item.__defaults__ = tuple(None if value is group else value for value in defaults)

@@ -174,17 +174,35 @@ def test_a_symmetric_grid_is_found_again(bits: int) -> None:
     codes, scales, _ = random_codes((9, 64), bits, 32)
     codes[:, ::32] = 0  # the longer side, on either side of zero by the scale's sign
     weight = PackedLinear(codes, scales, bits=bits).dequantize()
-    found, steps, _ = round_to_nearest(weight, bits=bits)
+    found, steps, _ = round_to_nearest(weight, bits=bits, is_symmetric=True)
     assert torch.equal(PackedLinear(found, steps, bits=bits).dequantize(), weight)
     assert torch.equal(steps, scales)
     assert torch.equal(found.long(), codes)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+def test_an_asymmetric_grid_is_found_again(bits: int) -> None:
+    """Where both ends are used, scales and offsets are the same; rounding twice is once."""
+    codes, scales, offsets = random_codes((9, 64), bits, 32)
+    codes[:, ::32], codes[:, 1::32] = 0, 2**bits - 1
+    scales = scales.abs()
+    offsets = -scales * (2 ** (bits - 1) + offsets.clamp(-3, 3))  # zero lies on the grid's span
+    weight = PackedLinear(codes, scales, offsets=offsets, bits=bits).dequantize()
+    found, steps, starts = round_to_nearest(weight, bits=bits)
+    assert starts is not None
+    assert torch.equal(starts, offsets)
+    assert torch.equal(steps, scales)
+    assert torch.equal(found.long(), codes)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("bias", [True, False])
-def test_products_and_gradients_equal_those_of_a_plain_layer(bits: int, bias: bool) -> None:
+@pytest.mark.parametrize("is_symmetric", [True, False])
+def test_products_and_gradients_equal_those_of_a_plain_layer(
+    is_symmetric: bool, bits: int, bias: bool
+) -> None:
     """Bit-equal in float32."""
-    packed = PackedLinear.from_linear(make_linear(bias=bias), bits=bits)
+    packed = PackedLinear.from_linear(make_linear(bias=bias), bits=bits, is_symmetric=is_symmetric)
     plain = plain_twin(packed)
     results = []
     for layer in (packed, plain):
@@ -251,18 +269,22 @@ def test_no_unpacked_weight_outlives_its_product(monkeypatch: pytest.MonkeyPatch
         output = packed(x)
     assert [old() for old in made] == [None]
     kept = {tensor.data_ptr() for tensor in saved}
-    assert kept == {packed.qweight.data_ptr(), packed.scales.data_ptr()}  # nothing of its own
+    assert kept == {buffer.data_ptr() for buffer in (packed.qweight, packed.scales, packed.offsets)}
     output.sum().backward()
     assert [old() for old in made] == [None, None]
 
 
 @pytest.mark.parametrize(
-    ("bits", "group_size", "most"), [(4, 32, 0.6), (4, 128, 0.52), (8, 32, 1.1)]
+    ("bits", "group_size", "is_symmetric", "most"),
+    [(4, 32, True, 0.5625), (4, 32, False, 0.625), (4, 128, False, 0.53125), (8, 32, True, 1.0625)],
 )
-def test_memory(bits: int, group_size: int, most: float) -> None:
-    """Half a byte and a share of a 2-byte scale a weight."""
+def test_memory(bits: int, group_size: int, is_symmetric: bool, most: float) -> None:
+    """Half a byte a weight, and 2 or 4 bytes a group."""
     packed = PackedLinear.from_linear(
-        make_linear(256, 64, bias=False), bits=bits, group_size=group_size
+        make_linear(256, 64, bias=False),
+        bits=bits,
+        group_size=group_size,
+        is_symmetric=is_symmetric,
     )
     assert sum(tensor.nbytes for tensor in packed.buffers()) <= most * 256 * 64
 
@@ -559,7 +581,7 @@ def test_what_a_quantizer_gives_is_checked(changes: dict[str, Any], message: str
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e6])
 def test_weights_must_be_finite_and_fit_the_scale(bad: float) -> None:
-    """1e6 / 8 is beyond float16, and fits in float32."""
+    """1e6 / 15 is beyond float16, and fits in float32."""
     model = make_model("llama")
     model.get_submodule(BLOCK + "mlp.up_proj").weight.data[3, 4] = bad
     with pytest.raises(
@@ -570,7 +592,7 @@ def test_weights_must_be_finite_and_fit_the_scale(bad: float) -> None:
 
 def test_scale_type() -> None:
     weight = torch.full((1, 32), 1e6)
-    _, scales, _ = round_to_nearest(weight, scale_dtype=torch.float32)
+    _, scales, _ = round_to_nearest(weight, is_symmetric=True, scale_dtype=torch.float32)
     assert scales.item() == -1e6 / 8
     with pytest.raises(InvalidParameterError, match="scale_dtype must be"):
         round_to_nearest(weight, scale_dtype=torch.float64)
