@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sordino.accounting.inference_risk import risk
+    from sordino.report.compare import compare
     from sordino.training.demo import demo
     from sordino.training.tune import tune
     from sordino.training.verify import verify
 
-__all__ = ["demo", "risk", "tune", "verify"]
+__all__ = ["compare", "demo", "risk", "tune", "verify"]
 
 _HOMES = {
+    "compare": "sordino.report.compare",
     "demo": "sordino.training.demo",
     "risk": "sordino.accounting.inference_risk",
     "tune": "sordino.training.tune",

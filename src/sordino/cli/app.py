@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.table import Column, Table
 
 from sordino.accounting.inference_risk import Risk, risk
 from sordino.cli.commands import EXIT_FAILED, make_command
@@ -17,6 +18,7 @@ from sordino.cli.commands import EXIT_FAILED, make_command
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sordino.report.study import ComparisonResult
     from sordino.training.demo import DemoResult
     from sordino.training.tune import TuneResult
     from sordino.training.verify import Verification
@@ -81,8 +83,28 @@ def show_demo(result: DemoResult, as_json: bool) -> None:  # noqa: FBT001
         _out.print(line)
 
 
+def show_compare(result: ComparisonResult, as_json: bool) -> None:  # noqa: FBT001
+    """Prints the table, what must be read with it, and where the page lies."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    comparison = result.comparison
+    if as_json:
+        typer.echo(comparison.to_bytes().decode().rstrip())
+        return
+    first, *others = comparison.headers
+    columns = [Column(header, overflow="fold") for header in others]
+    table = Table(Column(first, no_wrap=True), *columns, show_lines=True)
+    for row in comparison.rows:
+        table.add_row(*comparison.cells(row))
+    _out.print(table)
+    for note in comparison.notes:
+        _out.print(f"- {note}")
+    _out.print(f"Page: {result.page}. Numbers: {result.record}.")
+
+
 def _register() -> None:
     """Adds one command a public function."""
+    from sordino.report.compare import compare
     from sordino.training.demo import demo
     from sordino.training.tune import tune
     from sordino.training.verify import verify
@@ -92,6 +114,7 @@ def _register() -> None:
         verify: show_verify,
         risk: show_risk,
         demo: show_demo,
+        compare: show_compare,
     }
     for function, show in commands.items():
         example = _EXAMPLES.get(function.__name__)

@@ -1,0 +1,3 @@
+"""Pages made from saved records only, so that they can be drawn again."""
+
+from __future__ import annotations
