@@ -2,13 +2,13 @@
 
 Run: python benchmarks/dp_step.py [--quick] [--train lora full] [--batch 4 16 64]
     [--length 64 128 512] [--objective classification completion] [--clipping flat per-layer]
-    [--repeats 3]
+    [--repeats 3] [--accumulate]
 
 Plain is the same losses on the same model in the same compute type, their mean, `backward()`, and
 gradients of the trainable tensors only, with the same attention. Ours adds clipped gradients to
 float32 sums. Neither adds noise nor moves a weight. Times are of the processor, on one thread, in
 turn, A B A B: "time" is the ratio of the shortest, "time_median" the median of paired ratios. Peak
-resident memory comes from a process for each, which takes two steps.
+resident memory comes from a process for each, which takes two steps after loading (Linux only).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from common import peak_memory_bytes
 from sordino.data.tasks import Example
 from sordino.gradients.attention import CausalAttentionMode
 from sordino.gradients.clipped import ClippedGradients
@@ -72,9 +72,15 @@ def make_model(train: str, dtype: str) -> tuple[LanguageModel, dict[str, torch.n
 
 
 def plain_step(
-    model: LanguageModel, objective: AbstractObjective, tensors: dict[str, Any], batch: list[int]
+    model: LanguageModel,
+    objective: AbstractObjective,
+    tensors: dict[str, Any],
+    batch: list[int],
+    *,
+    accumulate: bool,
 ) -> Callable[[int], None]:
     """Returns a step that is not private."""
+    total = {name: torch.zeros(p.shape) for name, p in tensors.items() if accumulate}
 
     def step(_: int) -> None:
         for tensor in tensors.values():
@@ -82,7 +88,9 @@ def plain_step(
         with CausalAttentionMode():
             loss = objective.losses(model, batch).mean()
         loss.backward()
-        for tensor in tensors.values():
+        for name, tensor in tensors.items():
+            if accumulate and tensor.grad is not None:
+                total[name].add_(tensor.grad)
             tensor.requires_grad_(requires_grad=False)
             tensor.grad = None
 
@@ -115,7 +123,9 @@ def make_step(arguments: argparse.Namespace, private: bool) -> Callable[[int], N
     model, tensors = make_model(train, arguments.dtype)
     objective = make_objective(kind, batch, length)
     args = (model, objective, tensors, list(range(batch)))
-    return private_step(*args, arguments.clipping[0]) if private else plain_step(*args)
+    if private:
+        return private_step(*args, arguments.clipping[0])
+    return plain_step(*args, accumulate=arguments.accumulate)
 
 
 def measure_memory(arguments: argparse.Namespace, *settings: object, private: bool) -> int:
@@ -124,6 +134,7 @@ def measure_memory(arguments: argparse.Namespace, *settings: object, private: bo
     command = [sys.executable, __file__, "--memory-of", "private" if private else "plain"]
     command += ["--train", train, "--objective", kind, "--batch", batch, "--length", length]
     command += ["--clipping", clipping, "--dtype", arguments.dtype]
+    command += ["--accumulate"] if arguments.accumulate else []
     output = subprocess.run(map(str, command), check=True, capture_output=True, text=True).stdout
     return int(output.split()[-1])
 
@@ -134,7 +145,8 @@ def measure(arguments: argparse.Namespace, *settings: Any) -> None:
     model, tensors = make_model(train, arguments.dtype)
     objective = make_objective(kind, batch, length)
     args = (model, objective, tensors, list(range(batch)))
-    steps = (private_step(*args, clipping), plain_step(*args))
+    plain_one = plain_step(*args, accumulate=arguments.accumulate)
+    steps = (private_step(*args, clipping), plain_one)
     times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(arguments.repeats + 1):
         for step, spent in zip(steps, times, strict=True):
@@ -157,7 +169,7 @@ def measure(arguments: argparse.Namespace, *settings: Any) -> None:
         "time_goal": GOALS[train][0],
     }
     if not arguments.no_memory:
-        del model, tensors, steps, args
+        del model, tensors, steps, args, plain_one
         gc.collect()
         peaks = [measure_memory(arguments, *settings, private=p) for p in (True, False)]
         line |= {
@@ -178,15 +190,19 @@ def main() -> None:
     parser.add_argument("--clipping", nargs="+", default=["flat"])
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--accumulate", action="store_true", help="float32 sums in plain, too")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--memory-of", choices=["private", "plain"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory_of:
         step = make_step(arguments, arguments.memory_of == "private")
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the loading's peak
         step(0)
         step(1)
-        print(peak_memory_bytes())
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        print(next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM")))
         return
     if arguments.quick:
         arguments.batch, arguments.length = [8], [64, 256]

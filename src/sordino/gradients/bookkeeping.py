@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from sordino.gradients.uses import UseWatcher
 
-# Of one matrix, a unit's gradient in bfloat16 is rounded by 2**-8 of each entry; the rest is for
-# float32 sums. Contributions stay below the clip norm by so much.
+# Contributions stay below the clip norm by so much. A unit's gradient of a matrix, formed in
+# bfloat16, is rounded by up to 2**-8 of each entry; the rest is for scaling and adding in float32.
 MARGIN_BFLOAT16 = 2.0**-8 + 2.0**-12
 MARGIN_FLOAT32 = 2.0**-14
 _ROUNDING = 2.0**-24  # of float32
@@ -36,7 +36,6 @@ _OF_SUMS = 2.0**-18  # relative error of a sum of squares, many times what PyTor
 _OF_BFLOAT16_PRODUCTS = 2.0**-7 + 2.0**-12  # two matrices of inner products, rounded to bfloat16
 _FEWEST_ROWS = 16  # a unit; below, one float32 product of all units is faster than many small ones
 _ENTRIES_AT_ONCE = 2**22
-
 
 # What one use gives: each unit's squared norm; what the rounding of entries may hide of it; its
 # magnitude, the sum of the norms of its outer products; and the rounding of inner products relative
@@ -218,7 +217,6 @@ def _dense_norms(factors: Factors) -> _Norms:
     """Returns squared norms, slack and magnitudes by inner products of rows, token by token."""
     left, right, spans = _values(factors), factors.right, factors.spans
     relative = _OF_SUMS + (_OF_BFLOAT16_PRODUCTS if left.dtype == torch.bfloat16 else 0.0)
-    parts = []
     if spans.length is None:
         parts = [_inner(left[a:b][None], right[a:b][None]) for a, b in spans]
     else:
