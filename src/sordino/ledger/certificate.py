@@ -166,6 +166,11 @@ def _split(ledger: Ledger) -> tuple[dict[str, Any], dict[str, Any], list[dict[st
     opening, closing = ledger.events[0], ledger.events[-1]
     if opening.get("guarantee") not in _LINES:
         raise LedgerError(f"{ledger.path}: unknown guarantee {opening.get('guarantee')!r}.")
+    if (opening["guarantee"] == "dp") != isinstance(opening.get("dp"), dict):
+        raise LedgerError(
+            f"{ledger.path}: guarantee {opening['guarantee']!r}, but there is "
+            f"{'no plan' if opening['guarantee'] == 'dp' else 'a plan'} of the noise."
+        )
     if len(steps) != opening["num_steps"]:
         raise LedgerError(
             f"{ledger.path}: {opening['num_steps']} steps declared, {len(steps)} found."

@@ -114,6 +114,8 @@ def encode_step(
     """
     first_bit = num_payload_bits(header, step)
     offset, used = divmod(first_bit, 8)
+    if header.encoding == "none":
+        return 0, b""
     if header.encoding == "value":
         return offset, struct.pack("<d", symbols.unit) + symbols.integers.astype("<i4").tobytes()
     bits = _to_bits(header.encoding, symbols.integers)

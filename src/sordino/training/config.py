@@ -186,7 +186,7 @@ class TuneConfig:
         if self.guarantee != "pac" and budget > 0:
             raise InvalidParameterError(
                 "mutual_information is a budget for --guarantee pac; with "
-                f"{self.guarantee} there is no such budget."
+                f"{self.guarantee} there is no budget of that kind."
             )
         vacuous = math.log(1.0 / self.candidates.prior)
         if budget >= vacuous:

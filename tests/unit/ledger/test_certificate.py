@@ -11,7 +11,7 @@ import pytest
 from mpmath import mp, mpf
 
 import oracles
-from sordino.core.errors import LedgerError
+from sordino.core.errors import BudgetExceededError, LedgerError
 from sordino.ledger.certificate import (
     NO_GUARANTEE,
     compute_certificate,
@@ -273,7 +273,6 @@ NOTE = {"kind": "note"}
         [OPEN, CLOSE],
         [OPEN, release(0), release(1)],
         [OPEN, release(0), CLOSE],
-        [OPEN, release(0), release(1), release(2), CLOSE],
         [OPEN, release(1), release(0), CLOSE],
         [OPEN, release(0), release(0), CLOSE],
         [OPEN, release(1), release(2), CLOSE],
@@ -293,8 +292,16 @@ def test_unfinished_or_unknown_ledgers_are_refused(
 ) -> None:
     """Only one opening, every declared step in order and one closing event make a claim."""
     ledger = write(path, events)
-    with pytest.raises(LedgerError, match=r"unfinished|unknown guarantee|steps declared"):
+    with pytest.raises(
+        LedgerError, match=r"unfinished|unknown guarantee|steps declared|no plan of the noise"
+    ):
         compute_certificate(ledger)
+
+
+def test_no_release_beyond_the_plan(path: Path) -> None:
+    """A ledger takes as many releases as its opening event plans."""
+    with pytest.raises(BudgetExceededError, match="all 2 planned releases are spent"):
+        write(path, [OPEN, release(0), release(1), release(2)])
 
 
 def test_charges_above_the_budget_are_refused(path: Path) -> None:
