@@ -14,25 +14,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from decimal import ROUND_CEILING
+from typing import TYPE_CHECKING
 
 import numpy as np
-from dp_accounting.pld.pld_pmf import create_pmf
-from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from dp_accounting.rdp import compute_epsilon as epsilon_from_renyi
-from scipy.optimize import brentq, minimize_scalar
-from scipy.special import log_ndtr, logsumexp
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
+from sordino.accounting._privacy_curve import (
+    COARSE,
+    FINE,
+    Curve,
+    bisect,
+    privacy_curve,
+    round_down,
+    round_up,
+    rounded,
+)
 from sordino.accounting._sampled_gaussian import (
     ADD_OR_REMOVE_ONE,
     NEIGHBORING_RELATIONS,
     NOISE_MULTIPLIERS,
     REPLACE_ONE,
     SampledGaussian,
-    grid_laws,
-    loss_range,
     one_step_laws,
 )
 from sordino.core.checks import require_in_range, require_integer, require_positive
@@ -57,17 +62,7 @@ __all__ = [
     "require_small_delta",
 ]
 
-_DIGITS = 4  # significant digits of a reported epsilon: hides the last bits of other machines' FFT
-_FINE = (2e5, 1e6)  # grid points for one step and for the composition
-_COARSE = (2e4, 1e5)  # while searching
-_SMALLEST_INTERVAL = 1e-10  # finer, and a cell's masses of P and Q differ by rounding alone
-_TAIL_MASS = 4e-23  # what one step has outside the grid, both ends
-_COMPOSITION_TAIL = 1e-15  # what the composition may move to infinity; the library's default
-_ROUNDING_PER_STEP = 1e-14  # in delta: a Fourier coefficient's relative error times num_steps
-_COUPLING_SHARE = 1e-3  # part of delta given to the failure of the lower bound's coupling
 _LARGEST_EPSILON = 1e9
-_NEGLIGIBLE_EPSILON = 1e-12  # where a search stops
-_CLOSED_FORM_ERROR = 1e-9  # relative, in delta; worst found is below 1e-10
 _HOPELESS_DELTA = 1e-6  # beyond its epsilon the search for a bound gains nothing worth having
 _RENYI_ORDERS = (*(1.0 + k / 10.0 for k in range(1, 100)), *range(11, 64), 96, 128, 256)
 
@@ -164,9 +159,9 @@ def compute_epsilon(
         4.378
     """
     delta = _require_delta(delta)
-    curve = _curve(event, _FINE)
-    upper = _round_up(curve.epsilon_upper(delta))
-    lower = min(_round_down(curve.epsilon_lower(delta)), upper)
+    curve = privacy_curve(event, FINE)
+    upper = round_up(curve.epsilon_upper(delta))
+    lower = min(round_down(curve.epsilon_lower(delta)), upper)
     renyi = _renyi_epsilon(event, delta)
     if renyi is not None and renyi < lower:
         raise PrecisionError(
@@ -212,7 +207,7 @@ def compute_delta(event: SampledGaussian, epsilon: float) -> float:
         0.127
     """
     epsilon = require_in_range("epsilon", epsilon, 0.0, _LARGEST_EPSILON)
-    return min(1.0, _round_up(_curve(event, _FINE).delta_upper(epsilon)))
+    return min(1.0, round_up(privacy_curve(event, FINE).delta_upper(epsilon)))
 
 
 def calibrate_noise_multiplier(
@@ -269,21 +264,21 @@ def calibrate_noise_multiplier(
             num_steps=num_steps,
             neighboring_relation=neighboring_relation,
         )
-        return _round_up(_curve(event, grid).epsilon_upper(delta)) <= target
+        return round_up(privacy_curve(event, grid).epsilon_upper(delta)) <= target
 
-    if keeps_target(smallest, _FINE):
+    if keeps_target(smallest, FINE):
         return smallest
-    if not keeps_target(largest, _FINE):
+    if not keeps_target(largest, FINE):
         raise InvalidParameterError(
             f"target_epsilon {target:g} at delta {delta:g} needs a noise multiplier above "
             f"{largest:g}; ask for a larger epsilon, fewer steps or a smaller sampling probability."
         )
-    low, high = _bisect(lambda value: keeps_target(value, _COARSE), smallest, largest, 1e-3)
+    low, high = bisect(lambda value: keeps_target(value, COARSE), smallest, largest, 1e-3)
     # The fine grid is a little less pessimistic than the coarse one: start just below.
-    low, high = _widen(lambda value: keeps_target(value, _FINE), low, high, (smallest, largest))
-    _, high = _bisect(lambda value: keeps_target(value, _FINE), low, high, 1e-3)
-    result = float(_rounded(high, 5, ROUND_CEILING))
-    if not keeps_target(result, _FINE):
+    low, high = _widen(lambda value: keeps_target(value, FINE), low, high, (smallest, largest))
+    _, high = bisect(lambda value: keeps_target(value, FINE), low, high, 1e-3)
+    result = float(rounded(high, 5, ROUND_CEILING))
+    if not keeps_target(result, FINE):
         raise PrecisionError(
             f"noise multiplier {result!r} misses the target epsilon {target!r} after rounding; "
             "report this as a bug."
@@ -300,7 +295,7 @@ class TradeoffBound:
     two known units did.
     """
 
-    _curve: _Curve
+    _curve: Curve
 
     def success(self, prior: float) -> float:
         """Returns an upper bound on the probability that the best guess is right.
@@ -318,7 +313,7 @@ class TradeoffBound:
             return 1.0  # the guess is right without any release
         epsilon = min(math.log1p(-rare) - math.log(rare), _LARGEST_EPSILON)
         delta = min(self._curve.delta_upper(max(epsilon, 0.0)), 1.0)
-        return min(1.0, _round_up((1.0 - rare) + rare * delta, digits=9))
+        return min(1.0, round_up((1.0 - rare) + rare * delta, digits=9))
 
     def tpr_at_fpr(self, fpr: float) -> float:
         """Returns an upper bound on the true positive rate at a false positive rate.
@@ -342,7 +337,7 @@ class TradeoffBound:
             bound, bounds=(0.0, largest), method="bounded", options={"xatol": 1e-4 * largest}
         )
         best = min(float(found.fun), bound(0.0), bound(largest), 1.0)
-        return min(1.0, max(_round_up(best, digits=9), fpr))
+        return min(1.0, max(round_up(best, digits=9), fpr))
 
 
 def compute_tradeoff(event: SampledGaussian) -> TradeoffBound:
@@ -374,137 +369,7 @@ def compute_tradeoff(event: SampledGaussian) -> TradeoffBound:
         >>> f"{compute_tradeoff(event).success(0.5):.4f}"
         '0.6915'
     """
-    return TradeoffBound(_curve(event, _FINE))
-
-
-@dataclass(frozen=True, slots=True)
-class _Gaussian:
-    """The exact curve of one Gaussian release with mean difference `mu` in noise stds."""
-
-    mu: float
-
-    def log_delta(self, epsilon: float) -> float:
-        """Returns ln(delta): arXiv:1805.06530v2, Theorem 8, in log space."""
-        log_p = float(log_ndtr(self.mu / 2.0 - epsilon / self.mu))
-        log_q = float(log_ndtr(-self.mu / 2.0 - epsilon / self.mu)) + epsilon
-        return log_p + math.log(max(-math.expm1(min(log_q - log_p, 0.0)), 1e-300))
-
-    def delta_upper(self, epsilon: float) -> float:
-        """Returns delta, rounded up, never 0."""
-        return max(math.exp(self.log_delta(epsilon)) * (1.0 + _CLOSED_FORM_ERROR), 1e-300)
-
-    def epsilon_upper(self, delta: float) -> float:
-        """Returns the smallest epsilon at this delta, from above."""
-        return self._solve(math.log(delta) - _CLOSED_FORM_ERROR)[1]
-
-    def epsilon_lower(self, delta: float) -> float:
-        """Returns the smallest epsilon at this delta, from below."""
-        return self._solve(math.log(delta) + _CLOSED_FORM_ERROR)[0]
-
-    def _solve(self, log_delta: float) -> tuple[float, float]:
-        """Returns neighbors between which ln(delta) crosses the value."""
-        if self.log_delta(0.0) <= log_delta:
-            return 0.0, 0.0
-        high = 1.0
-        while self.log_delta(high) > log_delta:
-            high *= 2.0
-        return _bisect(lambda epsilon: self.log_delta(epsilon) <= log_delta, 0.0, high, 1e-11)
-
-
-@dataclass(frozen=True, slots=True)
-class _Discretised:
-    """The curve of a composed, discretised pair (or pairs) of distributions."""
-
-    pld: Any  # dp_accounting's PrivacyLossDistribution, which has no type information
-    rounding: float  # in delta
-    added_mass: float  # largest probability that the discretised loss is not the coupled one
-    added_mean: float  # largest mean shift of the summed loss by discretisation
-    added_scale: float  # its deviation: interval * sqrt(num_steps / 2)
-
-    def delta_upper(self, epsilon: float) -> float:
-        """Returns delta, pessimistically."""
-        return max(float(self.pld.get_delta_for_epsilon(epsilon)), 0.0) + self.rounding
-
-    def epsilon_upper(self, delta: float) -> float:
-        """Returns an epsilon whose pessimistic delta is at most `delta`."""
-        wanted = delta - self.rounding
-        if not wanted >= delta / 2.0:
-            raise PrecisionError(
-                f"delta {delta:g} is too small for this many steps: rounding alone may hide "
-                f"{self.rounding:.2g}. Use a delta of at least {2.0 * self.rounding:.2g}."
-            )
-        return self._solve(wanted)
-
-    def epsilon_lower(self, delta: float) -> float:
-        """Returns an epsilon that every true epsilon at `delta` reaches."""
-        failure = _COUPLING_SHARE * delta
-        raised = delta + failure + self.added_mass + self.rounding
-        shift = self.added_mean + self.added_scale * math.sqrt(-math.log(failure))
-        if not raised < 1.0:
-            return 0.0
-        return max(self._solve(raised) * (1.0 - 1e-6) - shift, 0.0)
-
-    def _solve(self, delta: float) -> float:
-        """Returns the smallest epsilon with pessimistic delta <= `delta`, from above."""
-        # The library's own inverse walks a million masses in Python, and its sums of exp(-loss)
-        # leave the range of doubles where epsilon passes 700.
-
-        def excess(epsilon: float) -> float:
-            return math.log(max(float(self.pld.get_delta_for_epsilon(epsilon)), 1e-300) / delta)
-
-        if excess(0.0) <= 0.0:
-            return 0.0
-        high = 1.0
-        while excess(high) > 0.0:
-            high *= 4.0
-            if high > _LARGEST_EPSILON:
-                raise PrecisionError(
-                    f"no finite epsilon can be stated at delta {delta:g}: more mass than that has "
-                    "an unbounded loss. Use more noise, fewer steps or a larger delta."
-                )
-        while high > _NEGLIGIBLE_EPSILON and excess(high / 4.0) <= 0.0:
-            high /= 4.0
-        low = high / 4.0 if high > _NEGLIGIBLE_EPSILON else 0.0
-        epsilon = float(brentq(excess, low, high, xtol=1e-16, rtol=1e-8))
-        slack = 1e-7
-        while excess(epsilon) > 0.0:
-            epsilon *= 1.0 + slack
-            slack *= 2.0
-        return epsilon
-
-
-_Curve = _Gaussian | _Discretised
-
-
-@lru_cache(maxsize=4)  # one plan is asked for its epsilon, its trade-off and its certificate
-def _curve(event: SampledGaussian, grid: tuple[float, float]) -> _Curve:
-    """Returns delta as a function of epsilon for all releases of the event."""
-    if event.sampling_probability == 1.0:
-        scale = math.sqrt(event.num_steps) * event.sensitivity
-        return _Gaussian(scale / event.noise_multiplier)
-    low, high = loss_range(event)
-    spread = max(law.deviation() for law in one_step_laws(event))
-    reach = high - low + 20.0 * spread * math.sqrt(event.num_steps)
-    interval = max((high - low) / grid[0], reach / grid[1], _SMALLEST_INTERVAL)
-    masses = [
-        create_pmf(
-            dict(enumerate(law.masses.tolist(), start=law.first)),
-            discretization=interval,
-            infinity_mass=law.infinity_mass,
-            pessimistic_estimate=True,
-        )
-        for law in grid_laws(event, interval)
-    ]
-    steps = event.num_steps
-    return _Discretised(
-        pld=PrivacyLossDistribution(*masses).self_compose(
-            steps, tail_mass_truncation=_COMPOSITION_TAIL
-        ),
-        rounding=steps * _ROUNDING_PER_STEP,
-        added_mass=steps * _TAIL_MASS + _COMPOSITION_TAIL,
-        added_mean=steps * interval * interval / 8.0,
-        added_scale=interval * math.sqrt(steps / 2.0),
-    )
+    return TradeoffBound(privacy_curve(event, FINE))
 
 
 def _renyi_epsilon(event: SampledGaussian, delta: float) -> float | None:
@@ -512,7 +377,7 @@ def _renyi_epsilon(event: SampledGaussian, delta: float) -> float | None:
     orders = np.array(_RENYI_ORDERS, dtype=np.float64)
     divergences = event.num_steps * renyi_divergences(event, orders)
     epsilon = float(epsilon_from_renyi(orders, divergences, delta)[0])
-    return _round_up(epsilon) if math.isfinite(epsilon) else None
+    return round_up(epsilon) if math.isfinite(epsilon) else None
 
 
 def renyi_divergences(event: SampledGaussian, orders: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -532,23 +397,6 @@ def renyi_divergences(event: SampledGaussian, orders: NDArray[np.float64]) -> ND
     log_moments = np.maximum(np.array(moments, dtype=np.float64), 0.0)
     result: NDArray[np.float64] = (log_moments * (1.0 + 1e-9) + 1e-13) / (orders - 1.0)
     return result
-
-
-def _bisect(
-    is_enough: Callable[[float], bool], low: float, high: float, tolerance: float
-) -> tuple[float, float]:
-    """Returns a bracket of relative width `tolerance`; `high` keeps is_enough(high)."""
-    while high - low > tolerance * high:
-        middle = math.sqrt(low * high) if low > 0.0 else high / 2.0
-        if not low < middle < high:
-            break
-        if is_enough(middle):
-            high = middle
-        else:
-            low = middle
-        if high < _NEGLIGIBLE_EPSILON:
-            break
-    return low, high
 
 
 def _widen(
@@ -572,20 +420,3 @@ def _require_delta(delta: float) -> float:
     if not delta < 1.0:
         raise InvalidParameterError(f"delta must be below 1, got {delta!r}.")
     return delta
-
-
-def _rounded(value: float, digits: int, rounding: str) -> Decimal:
-    """Returns the value's exact decimal expansion, rounded to significant digits."""
-    return Context(prec=digits, rounding=rounding).create_decimal(value)
-
-
-def _round_up(value: float, digits: int = _DIGITS) -> float:
-    """Returns a float not below `value` with few digits: the last step before reporting."""
-    result = float(_rounded(value, digits, ROUND_CEILING))
-    return result if result >= value else math.nextafter(result, math.inf)
-
-
-def _round_down(value: float, digits: int = _DIGITS) -> float:
-    """Returns a float not above `value` with few digits."""
-    result = float(_rounded(value, digits, ROUND_FLOOR))
-    return result if result <= value else math.nextafter(result, 0.0)

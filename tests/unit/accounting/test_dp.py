@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.special import ndtr, ndtri
 
 from sordino.accounting import dp
+from sordino.accounting._privacy_curve import COARSE, privacy_curve
 from sordino.accounting._sampled_gaussian import grid_laws, loss_range
 from sordino.accounting.dp import (
     ADD_OR_REMOVE_ONE,
@@ -30,7 +31,6 @@ from sordino.accounting.inference_risk import posterior_from_epsilon
 from sordino.core.errors import InvalidParameterError, PrecisionError
 
 NOT_A_NUMBER = [math.nan, math.inf, -math.inf, "1", None, True]
-COARSE = dp._COARSE
 EVENT_FIELDS = ("noise_multiplier", "sampling_probability", "num_steps", "neighboring_relation")
 
 
@@ -70,7 +70,7 @@ def test_one_step_is_the_integrated_divergence(relation: str, noise: float, q: f
         contributions = [(1.0, -1.0), (-1.0, 1.0), (1.0, 0.3), (1.0, 0.0), (0.0, -1.0)]
     else:
         contributions = [(1.0, 0.0), (0.0, 1.0), (0.5, 0.0), (0.0, -1.0)]
-    curve = dp._curve(event, COARSE)
+    curve = privacy_curve(event, COARSE)
     for scale in (0.1, 0.5, 2.0):
         epsilon = scale * math.log1p(q * math.expm1(1.0 / noise))
         found = [
@@ -123,9 +123,9 @@ def test_discretised_composition_brackets_the_closed_form(
 ) -> None:
     """With q = 1 - 1e-12 nothing is hidden in practice: the grid must bracket the Gaussian."""
     near, exact = event_of(noise, 1 - 1e-12, steps, relation), event_of(noise, 1.0, steps, relation)
-    curve = dp._curve(near, COARSE)
+    curve = privacy_curve(near, COARSE)
     for delta in (1e-3, 1e-5, 1e-8):
-        truth = dp._curve(exact, COARSE).epsilon_upper(delta)
+        truth = privacy_curve(exact, COARSE).epsilon_upper(delta)
         assert truth * 0.93 <= curve.epsilon_lower(delta) <= truth * (1 + 1e-6)
         assert truth * (1 - 1e-6) <= curve.epsilon_upper(delta) <= truth * 1.01
 
@@ -191,7 +191,7 @@ def test_refuses_what_rounding_hides_and_infinite_epsilon() -> None:
 )
 def test_corners_stay_bounded(relation: str, noise: float, q: float, steps: int) -> None:
     """Where other tools raise, answer below zero or use 75 GB: a few million points, in order."""
-    curve = dp._curve(event_of(noise, q, steps, relation), COARSE)
+    curve = privacy_curve(event_of(noise, q, steps, relation), COARSE)
     assert curve.pld._pmf_remove.size < 4e6
     upper, lower = curve.epsilon_upper(1e-6), curve.epsilon_lower(1e-6)
     assert 0.0 <= lower <= upper < math.inf
@@ -211,7 +211,7 @@ def test_monotone(noise: float, q: float, steps: int, which: int) -> None:
         (*first[:2], math.ceil(steps * 1.2), first[3]),
         (*first[:3], REPLACE_ONE),
     ][which]
-    small, large = (dp._curve(event_of(*values), COARSE) for values in (first, second))
+    small, large = (privacy_curve(event_of(*values), COARSE) for values in (first, second))
     for delta in (1e-2, 1e-6):
         assert 0.0 <= small.epsilon_lower(delta) <= large.epsilon_upper(delta)
         assert small.epsilon_upper(delta) <= large.epsilon_upper(delta) * 1.001 + 1e-9
@@ -281,7 +281,7 @@ def test_calibration_keeps_the_target_tightly(
     relation: str, q: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never above the target; 0.3% less noise is."""
-    monkeypatch.setattr(dp, "_FINE", COARSE)
+    monkeypatch.setattr(dp, "FINE", COARSE)
     changes = {"sampling_probability": q, "neighboring_relation": relation}
     noise = calibrate(**changes)
     assert compute_epsilon(event_of(noise, q, 10, relation), 1e-5).epsilon_upper <= 2.0
