@@ -14,7 +14,13 @@ from safetensors.torch import load_file
 import sordino
 from helpers_runs import SMALL, completion_rows, run_cli, sentiment_rows, write_jsonl
 from sordino.accounting.dp import SampledGaussian, calibrate_noise_multiplier, compute_epsilon
-from sordino.core.errors import BudgetExceededError, InvalidDataError, InvalidParameterError
+from sordino.core.errors import (
+    BudgetExceededError,
+    InvalidDataError,
+    InvalidParameterError,
+    SordinoError,
+)
+from sordino.gradients.clipped import ClippedGradients
 from sordino.ledger.ledger import Ledger
 from sordino.training import dp_plan, gradient_steps
 from sordino.training.batch_plan import PoissonPlan
@@ -188,10 +194,16 @@ def test_large_delta_needs_a_word(files: dict[str, Any]) -> None:
     assert certificate.certificate.pool.delta == 0.01
 
 
-def test_default_delta_is_below_a_tenth_of_one_unit(files: dict[str, Any]) -> None:
-    """24 units: 1/240 is too large already, so a thousandth is taken."""
-    certificate = sordino.tune(**files, **FIRST | {"delta": None}).certificate
-    assert certificate.pool.delta == pytest.approx(1e-3)
+@pytest.mark.parametrize(("num_units", "delta"), [(24, 0.003), (1000, 5e-5), (6920, 5e-6)])
+def test_default_delta(num_units: int, delta: float) -> None:
+    """Defect: 1/N by default. It is 1/(10 N^1.1), rounded down."""
+    assert dp_plan._default_delta(num_units) == delta
+    assert delta < 1 / (10 * num_units)
+
+
+def test_default_delta_of_a_run(files: dict[str, Any]) -> None:
+    """Without --delta, the certificate names the default."""
+    assert sordino.tune(**files, **FIRST | {"delta": None}).certificate.pool.delta == 0.003
 
 
 def test_sums_are_divided_by_a_public_number(
@@ -291,3 +303,13 @@ def test_command_line(files: dict[str, Any], capsys: pytest.CaptureFixture[str])
     assert shell.code == 0, shell.err
     assert "for one record replaced by another, worst case" in shell.out
     assert "A guess whether it is in the pool is right with probability at most" in shell.out
+
+
+def test_adapter_that_learns_nothing_is_an_error(
+    files: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Defect: noise moves an adapter that no gradient reaches, and nobody notices."""
+    monkeypatch.setattr(ClippedGradients, "add_batch", lambda *_arguments: None)
+    with pytest.raises(SordinoError, match="every gradient is exactly 0"):
+        sordino.tune(**files, **FIRST)
+    assert not files["output"].exists()

@@ -35,7 +35,7 @@ def compare(
     ] = False,
     epsilon: Annotated[float, Doc("Target of the dp methods, in nats.")] = 2.0,
     delta: Annotated[
-        float | None, Doc("Default: the largest power of ten below 1 / (10 x records).")
+        float | None, Doc("Default: 1 / (10 N^1.1) for N records, rounded down to one digit.")
     ] = None,
     allow_large_delta: Annotated[bool, Doc("Allow a delta of 1 / (10 x records) or more.")] = False,
     methods: Annotated[

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context
 from typing import Any
 
 from sordino.accounting.dp import (
@@ -29,7 +29,7 @@ class DpOptions:
 
     Args:
         epsilon: Target, in nats.
-        delta: None takes the largest power of ten below 1 / (10 times the number of units).
+        delta: None takes 1 / (10 N^1.1) for N units, rounded down to one digit.
         unit: "record", or the column that names whose record it is.
         adjacency: "add-remove" or "replace".
         clipping: "flat", "per-layer" or "automatic".
@@ -144,7 +144,7 @@ def make_dp_plan(
     require_integer("batch_size", expected_units, 1, num_units)
     delta = options.delta
     if delta is None:
-        delta = 10.0 ** -math.ceil(math.log10(10 * num_units) + 1e-9)
+        delta = _default_delta(num_units)
     require_small_delta(delta, num_units, is_large_allowed=options.allow_large_delta)
     if options.epsilon is None:
         raise InvalidParameterError("epsilon must be given.")
@@ -170,6 +170,12 @@ def make_dp_plan(
         expected_units=expected_units,
         options=options,
     )
+
+
+def _default_delta(num_units: int) -> float:
+    """Returns 1 / (10 N^1.1), rounded down to one digit; below 1 / (10 N) from two units on."""
+    exact = 0.1 * num_units**-1.1
+    return float(Context(prec=1, rounding=ROUND_FLOOR).create_decimal(exact))
 
 
 def _delta_of_normal_noise(delta: float, noise: str) -> float:

@@ -134,6 +134,7 @@ class GradientStepper(AbstractStepper):
         self._copied = copied
         self._stream = stream
         self._noise_std = noise_std
+        self._sees_gradients = False  # noise moves weights even if nothing is learned
         self._optimizer = _make_optimizer(optimizer, list(self.tensors.values()))
 
     def describe_failure(self) -> str:
@@ -195,7 +196,8 @@ class GradientStepper(AbstractStepper):
             self._gradients.add_batch(total, batch)
         for values in total.values():
             session.workers.add_up_tensor(values)
-        if step == 0 and batches and not any(bool(values.any()) for values in total.values()):
+        self._sees_gradients |= any(bool(values.any()) for values in total.values())
+        if batches and not self._sees_gradients:
             raise SordinoError(
                 "the loss does not depend on the trainable tensors: every gradient is exactly 0. "
                 "Check --lora-targets."

@@ -47,7 +47,7 @@ def tune(
     ] = "pac",
     epsilon: Annotated[float | None, Doc("dp: target, in nats.")] = None,
     delta: Annotated[
-        float | None, Doc("dp: default: the largest power of ten below 1 / (10 x units).")
+        float | None, Doc("dp: default: 1 / (10 N^1.1) for N units, rounded down to one digit.")
     ] = None,
     unit: Annotated[
         str, Doc("dp: who is protected: record, or the column that names whose record it is.")
