@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sordino.accounting.inference_risk import risk
     from sordino.training.demo import demo
+    from sordino.training.distill import distill
     from sordino.training.tune import tune
     from sordino.training.verify import verify
 
-__all__ = ["demo", "risk", "tune", "verify"]
+__all__ = ["demo", "distill", "risk", "tune", "verify"]
 
 _HOMES = {
     "demo": "sordino.training.demo",
+    "distill": "sordino.training.distill",
     "risk": "sordino.accounting.inference_risk",
     "tune": "sordino.training.tune",
     "verify": "sordino.training.verify",

@@ -266,7 +266,7 @@ def _assumptions(opening: dict[str, Any]) -> tuple[str, ...]:
     if opening["guarantee"] == "none":
         return ()
     if opening["guarantee"] == "dp":
-        return _dp_assumptions(opening["dp"])
+        return (*_dp_assumptions(opening["dp"]), *_teacher_assumptions(opening.get("teacher")))
     lines = [
         "the holder ran this code as it is, once, on this pool",
         (
@@ -299,6 +299,16 @@ def _dp_assumptions(dp: dict[str, Any]) -> tuple[str, ...]:
             "public and were not chosen by looking at the pool"
         ),
         arithmetic,
+    )
+
+
+def _teacher_assumptions(teacher: dict[str, Any] | None) -> tuple[str, ...]:
+    """Returns what is assumed of a teacher: its probabilities are used and nothing is charged."""
+    if teacher is None:
+        return ()
+    return (
+        f"the teacher model was not made from these records ({teacher['name']}, SHA-256 "
+        f"{teacher['sha256']}): what it learned from them would pass to the student uncounted",
     )
 
 
