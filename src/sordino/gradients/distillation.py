@@ -81,9 +81,14 @@ class Rollouts:
 class DistillationObjective(AbstractObjective):
     """Mean divergence between teacher and student over the tokens that the student writes.
 
-    `prepare` lets the student write and the teacher read; `losses` of the same records follow. A
-    record's loss depends on its own prompt and continuation only, and continuations are drawn
-    independently of each other.
+    `prepare` lets the student write and the teacher read; `losses` of the same records follow.
+
+    Guarantee:
+        A record's loss depends on its own prompt and continuation only. Continuations are drawn
+        independently of each other, so the neighbors in a batch do not change the distribution of
+        what is written for a record: what bounds a clipped contribution for given continuations
+        bounds it for random ones. Assumes: exact arithmetic; that of a forward pass, and with it a
+        rare token, may depend on the shape of the batch.
 
     Args:
         examples: Prompts.

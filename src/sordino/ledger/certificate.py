@@ -306,10 +306,11 @@ def _teacher_assumptions(teacher: dict[str, Any] | None) -> tuple[str, ...]:
     """Returns what is assumed of a teacher: its probabilities are used and nothing is charged."""
     if teacher is None:
         return ()
-    return (
+    line = (
         f"the teacher model was not made from these records ({teacher['name']}, SHA-256 "
-        f"{teacher['sha256']}): what it learned from them would pass to the student uncounted",
+        f"{teacher['sha256']}): what it learned from them would pass to the student uncounted"
     )
+    return (line,)
 
 
 def _subset_words(line: SubsetLine) -> str:

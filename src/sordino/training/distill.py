@@ -135,7 +135,7 @@ def distill(
         arXiv:2604.04461 (DP-OPD), arXiv:2306.13649.
 
     Example:
-        sordino distill --teacher BIG --model embedded --train prompts.jsonl --output run --epsilon 4
+        sordino distill --teacher BIG --model SMALL --train prompts.jsonl --output run --epsilon 4
     """
     dp = None
     if guarantee == "dp":

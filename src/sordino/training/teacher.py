@@ -69,10 +69,15 @@ def load_teacher(
         device: The student's device.
 
     Raises:
-        InvalidParameterError: If the two do not have the same tokens.
+        InvalidParameterError: If the two do not have the same tokens, or are one model.
         ModelUnavailableError: If the teacher cannot be loaded.
     """
     loaded = load_model(options.teacher, dtype=dtype, device=device)
+    if loaded.fingerprint == student.fingerprint:
+        raise InvalidParameterError(
+            "teacher and student are the same model, which has nothing to learn from itself: give "
+            "another --teacher."
+        )
     _require_same_vocabulary(loaded.tokenizer, student.tokenizer)
     return Teacher(
         model=LanguageModel(loaded.model, loaded.tokenizer.pad_token_id),
