@@ -194,7 +194,7 @@ def test_resume_after_an_interruption(
 
 
 def test_files_with_more_columns(tmp_path: Path, files: dict[str, Any]) -> None:
-    """A file for completions has prompts too, whatever else stands in it; one for labels has none."""
+    """A file for completions has prompts too; a file for classification has none."""
     rows = [row | {"completion": None, "text": 5} for row in completion_rows(24)]
     files["train"] = write_jsonl(tmp_path / "more.jsonl", rows)
     sordino.distill(**files, **NONE)

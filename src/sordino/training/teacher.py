@@ -73,12 +73,12 @@ def load_teacher(
         ModelUnavailableError: If the teacher cannot be loaded.
     """
     loaded = load_model(options.teacher, dtype=dtype, device=device)
+    _require_same_vocabulary(loaded.tokenizer, student.tokenizer)
     if loaded.fingerprint == student.fingerprint:
         raise InvalidParameterError(
             "teacher and student are the same model, which has nothing to learn from itself: give "
             "another --teacher."
         )
-    _require_same_vocabulary(loaded.tokenizer, student.tokenizer)
     return Teacher(
         model=LanguageModel(loaded.model, loaded.tokenizer.pad_token_id),
         settings=options.settings,

@@ -201,6 +201,26 @@ def test_clipped_sums_are_those_of_each_record_alone(name: str, method: str) -> 
 
 
 @pytest.mark.usefixtures("fixed_texts")
+def test_logits_are_formed_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunk size is for memory only; a chunk may hold some records and parts of others."""
+    student, teacher = student_and_teacher()
+    sums = []
+    for rows in (2048, 3):
+        monkeypatch.setattr(distillation, "LOGIT_ROWS_AT_ONCE", rows)
+        clipped = ClippedGradients(
+            LanguageModel(student, END),
+            make_objective(teacher),
+            named_parameters(student),
+            clip_norm=0.5,
+            method="book-keeping",
+        )
+        total = clipped.zeros()
+        clipped.add_batch(total, list(EVERYBODY))
+        sums.append(torch.cat([values.ravel() for values in total.values()]))
+    assert torch.allclose(*sums, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("fixed_texts")
 def test_a_loss_does_not_depend_on_its_neighbors() -> None:
     """Given its continuation, a record's loss is the same alone, in company, and in any order."""
     student, teacher = student_and_teacher()
