@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     from sordino.accounting.inference_risk import risk
     from sordino.report.compare import compare
     from sordino.training.demo import demo
+    from sordino.training.distill import distill
     from sordino.training.tune import tune
     from sordino.training.verify import verify
 
-__all__ = ["compare", "demo", "risk", "tune", "verify"]
+__all__ = ["compare", "demo", "distill", "risk", "tune", "verify"]
 
 _HOMES = {
     "compare": "sordino.report.compare",
     "demo": "sordino.training.demo",
+    "distill": "sordino.training.distill",
     "risk": "sordino.accounting.inference_risk",
     "tune": "sordino.training.tune",
     "verify": "sordino.training.verify",

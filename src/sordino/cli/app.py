@@ -106,11 +106,13 @@ def _register() -> None:
     """Adds one command a public function."""
     from sordino.report.compare import compare
     from sordino.training.demo import demo
+    from sordino.training.distill import distill
     from sordino.training.tune import tune
     from sordino.training.verify import verify
 
     commands: dict[Callable[..., Any], Callable[[Any, bool], None]] = {
         tune: show_tune,
+        distill: show_tune,
         verify: show_verify,
         risk: show_risk,
         demo: show_demo,

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-KINDS = {"classification": ("text", "label"), "completion": ("prompt", "completion")}
+KINDS = {
+    "classification": ("text", "label"),
+    "completion": ("prompt", "completion"),
+    "prompt": ("prompt",),
+}
+_FOUND_BY_COLUMNS = ("classification", "completion")  # a prompt alone must be asked for
 _COLUMNS = "text and label (classification), or prompt and completion"
 
 
@@ -28,8 +33,9 @@ class Record:
 
     Args:
         prompt: The text to classify, or the prompt to complete.
-        label: The label as a string; None for completions.
-        references: The acceptable completions, the one to learn first; empty for classification.
+        label: The label as a string; None for completions and prompts.
+        references: The acceptable completions, the one to learn first; empty for classification and
+            for prompts alone.
         line: Line in a text file, row elsewhere; from 1.
         unit: Whose record it is, where several records belong to one person; None elsewhere.
     """
@@ -57,7 +63,8 @@ def read_records(
 
     Args:
         path: The file or folder.
-        kind: "classification" or "completion"; None takes what the first row has.
+        kind: "classification", "completion" or "prompt", which reads no other column; None takes
+            one of the first two, by the columns of the first row.
         min_records: Fewest records allowed.
         unit_column: Column that names whose record it is (string or whole number); None: nobody is
             named, and each record stands for itself.
@@ -139,7 +146,7 @@ def normalize_text(text: str) -> str:
 
 def _find_kind(table: Table, line: int, row: Mapping[str, Any]) -> str:
     """Returns the kind of record whose columns a row has."""
-    kinds = [kind for kind, columns in KINDS.items() if all(name in row for name in columns)]
+    kinds = [kind for kind in _FOUND_BY_COLUMNS if all(name in row for name in KINDS[kind])]
     if len(kinds) > 1:
         raise InvalidDataError(
             f"{table.at(line)}: has the columns of two kinds ({_COLUMNS}). Remove one pair."
@@ -167,6 +174,8 @@ def _to_record(table: Table, line: int, row: Mapping[str, Any], kind: str) -> Re
         text = _require_text(table, line, "text", row["text"])
         return Record(text, _require_name(table, line, "label", row["label"]), (), line)
     prompt = _require_text(table, line, "prompt", row["prompt"])
+    if kind == "prompt":
+        return Record(prompt, None, (), line)
     completions = row["completion"]
     if not isinstance(completions, list):
         completions = [completions]

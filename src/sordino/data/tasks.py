@@ -1,8 +1,9 @@
 """Tasks: how a record becomes tokens, and which tokens are scored.
 
 Classification scores one word after a template; completion scores every token of the completion;
-generation compares what the model writes with references. All three only build token lists: the
-padding token is never looked at, since it may equal a real one.
+generation compares what the model writes with references; prompts are for what a model writes by
+itself. All of them only build token lists: the padding token is never looked at, since it may equal
+a real one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sordino.core.checks import require_integer
@@ -209,6 +210,43 @@ class CompletionTask:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTask:
+    """The model writes something after the prompt; nothing but the prompt is read.
+
+    Args:
+        max_new_tokens: Longest continuation; room for it is kept in the context.
+    """
+
+    max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        require_integer("max_new_tokens", self.max_new_tokens, 1)
+
+    def encode(
+        self,
+        records: Sequence[Record],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        *,
+        truncate: bool = False,
+    ) -> list[Example]:
+        """Returns one example per record: start token and prompt.
+
+        Raises:
+            InvalidDataError: If a prompt leaves no room for a continuation.
+        """
+        require_integer("max_length", max_length, self.max_new_tokens + 1)
+        start = start_tokens(tokenizer)
+        rows = []
+        prompts = tokenize(tokenizer, [record.prompt for record in records])
+        for record, ids in zip(records, prompts, strict=True):
+            _require_tokens(record, start + ids)
+            rows.append((record, start + ids, len(start), len(start) + len(ids)))
+        fitted = fit_to_context(rows, max_length - self.max_new_tokens, truncate=truncate)
+        return [Example(ids) for ids in fitted]
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationTask:
     """The model writes an answer after the prompt, one likeliest token at a time.
 
@@ -234,18 +272,12 @@ class GenerationTask:
         Raises:
             InvalidDataError: If a record has no references, or leaves no room for an answer.
         """
-        require_integer("max_length", max_length, self.max_new_tokens + 1)
         _require_references(records)
-        start = start_tokens(tokenizer)
-        rows = []
-        prompts = tokenize(tokenizer, [record.prompt for record in records])
-        for record, ids in zip(records, prompts, strict=True):
-            _require_tokens(record, start + ids)
-            rows.append((record, start + ids, len(start), len(start) + len(ids)))
-        fitted = fit_to_context(rows, max_length - self.max_new_tokens, truncate=truncate)
+        prompts = PromptTask(self.max_new_tokens)
+        examples = prompts.encode(records, tokenizer, max_length, truncate=truncate)
         return [
-            Example(ids, references=record.references)
-            for ids, record in zip(fitted, records, strict=True)
+            replace(example, references=record.references)
+            for example, record in zip(examples, records, strict=True)
         ]
 
 

@@ -135,6 +135,7 @@ class ClippedGradients:
         groups = group_units(batch, units)
         if not batch:
             return BatchReport(num_units=0, is_all_zero=True)
+        self._objective.prepare(self._model, batch)
         try:
             if self._is_materialised(batch):
                 is_all_zero = self._add_materialised(total, batch, groups)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sordino.data.tasks import Example
     from sordino.gradients.prefix import FrozenPrefix
 
-_LOGIT_ROWS_AT_ONCE = 2048
+LOGIT_ROWS_AT_ONCE = 2048
 # Models that change logits after the output embedding; their own forward pass is used instead.
 _LOGIT_TRANSFORMS = (
     "final_logit_softcapping",
@@ -57,6 +57,11 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where the model computes."""
         return next(self.causal_lm.parameters()).device
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the model embeds; at least as many as its tokenizer has."""
+        return int(self.causal_lm.get_input_embeddings().weight.shape[0])
 
     @property
     def has_plain_head(self) -> bool:
@@ -107,20 +112,40 @@ class LanguageModel:
             positions: Shape (num_positions,).
             targets: Token ids, shape (num_positions,).
         """
-        if self.has_plain_head:
-            states = self.last_hidden_state(input_ids)[sequences, positions]
-            head = self.causal_lm.get_output_embeddings()
-        else:
-            states = self.causal_lm(input_ids=input_ids, use_cache=False).logits
-            states, head = states[sequences, positions], None
+        states = self.states_at(input_ids, sequences, positions)
         parts = []
-        for start in range(0, states.shape[0], _LOGIT_ROWS_AT_ONCE):
-            chunk = states[start : start + _LOGIT_ROWS_AT_ONCE]
-            chunk = with_records(chunk, sequences[start : start + _LOGIT_ROWS_AT_ONCE])
-            logits = (chunk if head is None else head(chunk)).float()
-            wanted = targets[start : start + _LOGIT_ROWS_AT_ONCE]
-            parts.append(-F.cross_entropy(logits, wanted, reduction="none"))
+        for start in range(0, states.shape[0], LOGIT_ROWS_AT_ONCE):
+            rows = slice(start, start + LOGIT_ROWS_AT_ONCE)
+            logits = self.logits_of(states[rows], sequences[rows])
+            parts.append(-F.cross_entropy(logits, targets[rows], reduction="none"))
         return torch.cat(parts)
+
+    def states_at(
+        self, input_ids: torch.Tensor, sequences: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns what `logits_of` needs: hidden states, or logits where the head is not plain.
+
+        Args:
+            input_ids: Shape (batch_size, length).
+            sequences: Row of each position, ascending, shape (num_positions,).
+            positions: Shape (num_positions,).
+        """
+        if self.has_plain_head:
+            return self.last_hidden_state(input_ids)[sequences, positions]
+        logits = self.causal_lm(input_ids=input_ids, use_cache=False).logits
+        return logits[sequences, positions]
+
+    def logits_of(self, states: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of some rows of `states_at`, float32, shape (num_rows, vocabulary).
+
+        Args:
+            states: Shape (num_rows, ...).
+            sequences: Row of `input_ids` that each comes from, ascending, shape (num_rows,).
+        """
+        states = with_records(states, sequences)
+        if not self.has_plain_head:
+            return states.float()
+        return self.causal_lm.get_output_embeddings()(states).float()
 
 
 class AbstractObjective(ABC):
@@ -128,6 +153,9 @@ class AbstractObjective(ABC):
 
     is_differentiable = True
     lengths: list[int]  # tokens of each record, for the batch plan
+
+    def prepare(self, model: LanguageModel, records: Sequence[int]) -> None:  # noqa: B027
+        """Does what has no gradient, just before `losses` of the same records; here nothing."""
 
     @abstractmethod
     def losses(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:

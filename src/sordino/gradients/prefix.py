@@ -25,18 +25,22 @@ class FrozenPrefix:
     bits as the whole one.
     """
 
-    def __init__(self, causal_lm: Any, num_frozen: int) -> None:
+    def __init__(self, causal_lm: Any, num_frozen: int, *, keeps_states: bool) -> None:
+        self._keeps_states = keeps_states
         self._decoder = causal_lm.get_decoder()
         self._num_frozen = num_frozen
         self._kept: dict[bytes, torch.Tensor] = {}
 
     @classmethod
-    def find(cls, causal_lm: Any, num_frozen: int) -> FrozenPrefix | None:
+    def find(
+        cls, causal_lm: Any, num_frozen: int, *, keeps_states: bool = True
+    ) -> FrozenPrefix | None:
         """Returns a prefix of `num_frozen` blocks, or None where the architecture has none.
 
         Args:
             causal_lm: A transformers causal LM whose first blocks hold nothing trainable.
             num_frozen: Number of blocks below the first adapted one.
+            keeps_states: Whether batches come again; if not, only the backward pass is shortened.
         """
         decoder = causal_lm.get_decoder()
         has_blocks = isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList)
@@ -44,7 +48,7 @@ class FrozenPrefix:
         kinds = set(getattr(causal_lm.config, "layer_types", None) or ())
         if num_frozen < 1 or not has_blocks or not hasattr(decoder, "norm") or len(kinds) > 1:
             return None
-        prefix = cls(causal_lm, num_frozen)
+        prefix = cls(causal_lm, num_frozen, keeps_states=keeps_states)
         device = next(causal_lm.parameters()).device
         probe = torch.tensor(_PROBE, device=device) % causal_lm.config.vocab_size
         with torch.no_grad():
@@ -61,7 +65,11 @@ class FrozenPrefix:
         if states is None:
             with torch.no_grad(), self._only(slice(None, self._num_frozen), is_last=False):
                 states = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-            if sum(kept.nbytes for kept in (states, *self._kept.values())) <= _LARGEST_CACHE_BYTES:
+            if (
+                self._keeps_states
+                and sum(kept.nbytes for kept in (states, *self._kept.values()))
+                <= _LARGEST_CACHE_BYTES
+            ):
                 self._kept[key] = states
         with self._only(slice(self._num_frozen, None), is_last=True):
             return self._decoder(inputs_embeds=states, use_cache=False).last_hidden_state

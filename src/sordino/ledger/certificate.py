@@ -272,7 +272,7 @@ def _assumptions(opening: dict[str, Any]) -> tuple[str, ...]:
     if opening["guarantee"] == "none":
         return ()
     if opening["guarantee"] == "dp":
-        return _dp_assumptions(opening["dp"])
+        return (*_dp_assumptions(opening["dp"]), *_teacher_assumptions(opening.get("teacher")))
     lines = [
         "the holder ran this code as it is, once, on this pool",
         (
@@ -306,6 +306,17 @@ def _dp_assumptions(dp: dict[str, Any]) -> tuple[str, ...]:
         ),
         arithmetic,
     )
+
+
+def _teacher_assumptions(teacher: dict[str, Any] | None) -> tuple[str, ...]:
+    """Returns what is assumed of a teacher: its probabilities are used and nothing is charged."""
+    if teacher is None:
+        return ()
+    line = (
+        f"the teacher model was not made from these records ({teacher['name']}, SHA-256 "
+        f"{teacher['sha256']}): what it learned from them would pass to the student uncounted"
+    )
+    return (line,)
 
 
 def _subset_words(line: SubsetLine) -> str:

@@ -32,6 +32,7 @@ from sordino.training.setup import (
 )
 from sordino.training.steppers import Ingredients, Made, make_stepper
 from sordino.training.symbols import SymbolStepper
+from sordino.training.teacher import load_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,8 +170,11 @@ def assemble(
     config = request.config
     loaded = load_for_tuning(request.source, config, dtype, workers.device)
     task = choose_task(request.task, pool)
-    encoded = encode_records(task, pool, loaded, request.task)
-    held_out = encode_records(task, public, loaded, request.task) if public else None
+    teacher = None
+    if request.task.distillation is not None:
+        teacher = load_teacher(request.task.distillation, loaded, dtype, workers.device)
+    encoded = encode_records(task, pool, loaded, request.task, teacher)
+    held_out = encode_records(task, public, loaded, request.task, teacher) if public else None
     model, tensors, adapter = prepare_tensors(loaded, config, request.adapter)
     groups = group_by_unit(pool)
     dp = None
@@ -194,7 +198,7 @@ def assemble(
             task=task,
             task_options=request.task,
             encoded=encoded,
-            num_frozen_blocks=request.adapter.first_layer if config.adapter == "lora" else 0,
+            num_frozen_blocks=_num_frozen_blocks(request),
             tokens_per_batch=request.tokens_per_batch,
             has_holder_report=request.holder_report,
             workers=workers,
@@ -215,6 +219,7 @@ def assemble(
             request,
             made,
             base_model_sha256=loaded.fingerprint,
+            teacher_sha256=None if teacher is None else teacher.fingerprint,
             task=encoded.description,
             num_records=len(pool) if dp is None else dp.num_units,
             validation=digest_examples(held_out.examples) if held_out is not None else None,
@@ -267,6 +272,20 @@ def _probe_numerics(
     warn_if_perturbation_does_not_fit(language_model, objective, space, perturbation)
 
 
+def _num_frozen_blocks(request: RunRequest) -> int:
+    """Returns how many blocks give the same states whenever the same records come again."""
+    if request.config.adapter != "lora" or request.task.distillation is not None:
+        return 0  # what the student writes is new every time: there is nothing to keep
+    return request.adapter.first_layer
+
+
+def _describe_teacher(request: RunRequest, sha256: str | None) -> dict[str, Any] | None:
+    """Returns who taught, if anybody did."""
+    if request.task.distillation is None:
+        return None
+    return {"name": _public_name(request.task.distillation.teacher), "sha256": sha256}
+
+
 def _evaluate_every(request: RunRequest) -> int:
     """Returns the number of steps between two scores on validation records."""
     return request.evaluate_every or max(request.config.num_steps // 10, 1)
@@ -282,6 +301,7 @@ def _opening_event(
     made: Made,
     *,
     base_model_sha256: str,
+    teacher_sha256: str | None,
     task: dict[str, Any],
     num_records: int,
     validation: str | None,
@@ -325,6 +345,7 @@ def _opening_event(
         "base_model": _public_name(request.source),
         "base_model_sha256": base_model_sha256,
         "base_bits": config.base_bits,
+        "teacher": _describe_teacher(request, teacher_sha256),
         "compute_dtype": str(dtype).removeprefix("torch."),
         "noise_source": "operating system",
         "transcript_header_sha256": hashlib.sha256(made.header.to_bytes()).hexdigest(),

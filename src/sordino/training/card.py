@@ -21,10 +21,17 @@ def render_card(ledger: Ledger, certificate: Certificate) -> str:
         if is_adapter
         else "Load it with `transformers.AutoModelForCausalLM.from_pretrained(folder)`."
     )
+    teacher = opening.get("teacher")
+    taught = (
+        []
+        if teacher is None
+        else [("teacher", teacher["name"]), ("teacher SHA-256", teacher["sha256"])]
+    )
     settings = [
         ("base model", opening["base_model"]),
         ("base model SHA-256", opening["base_model_sha256"]),
         ("bits of a frozen weight", opening["base_bits"] or "as in the base model"),
+        *taught,
         ("estimator", opening["estimator"]),
         ("mechanism", opening["mechanism"]["name"]),
         ("records a step", opening["sampling"]),

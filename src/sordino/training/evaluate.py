@@ -22,13 +22,14 @@ def evaluate_objective(
     """Returns the mean loss, and "score", which is better when larger.
 
     The score is the accuracy (classification), the mean token F1 (generation) or minus the mean
-    loss in nats (completion).
+    loss in nats (completion: a token's surprise; distillation: the divergence from the teacher).
     """
     batches = plan_batches(
         objective.lengths, token_budget=tokens_per_batch, max_records=_MAX_RECORDS_PER_BATCH
     )
     loss = right = 0.0
     for batch in batches:
+        objective.prepare(model, batch)
         if isinstance(objective, ClassificationObjective):
             logits, targets = objective.logits_and_targets(model, batch)
             right += float((logits.argmax(dim=1) == targets).sum())

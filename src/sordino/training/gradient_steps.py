@@ -92,6 +92,7 @@ class PlainSum(AbstractGradientSum):
     def add_batch(self, total: dict[str, torch.Tensor], batch: Sequence[int]) -> None:
         """Adds the gradient of the batch's losses."""
         tensors = self._tensors
+        self._objective.prepare(self._model, batch)
         for parameter in tensors.values():
             parameter.requires_grad_(requires_grad=True)
         losses = self._objective.losses(self._model, batch).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from sordino.data import (
     ClassificationTask,
     CompletionTask,
     GenerationTask,
+    PromptTask,
     default_verbalizers,
     overlap,
     parse_verbalizers,
@@ -51,8 +52,9 @@ if TYPE_CHECKING:
     from sordino.gradients.parameters import AbstractParameterSpace
     from sordino.mechanisms.release import AbstractMechanism
     from sordino.training.config import TuneConfig
+    from sordino.training.teacher import DistillationOptions, Teacher
 
-    Task = ClassificationTask | CompletionTask | GenerationTask
+    Task = ClassificationTask | CompletionTask | GenerationTask | PromptTask
 
 # Steps of the central difference that fit what is trained and the compute type: float32 and
 # bfloat16 as measured, see "Perturbation" in benchmarks/RESULTS.md; float16 assumed, not measured.
@@ -78,6 +80,7 @@ class TaskOptions:
     max_length: int | None
     truncate: bool
     max_new_tokens: int
+    distillation: DistillationOptions | None = None  # the loss is a teacher's then
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,8 @@ class EncodedRecords:
 
 def choose_task(options: TaskOptions, records: Sequence[Record]) -> Task:
     """Returns the task that the records' columns and the objective ask for."""
+    if options.distillation is not None:
+        return PromptTask(options.distillation.settings.max_new_tokens)
     is_classification = records[0].label is not None
     if options.objective == "token-f1":
         if is_classification:
@@ -109,10 +114,16 @@ def choose_task(options: TaskOptions, records: Sequence[Record]) -> Task:
 
 
 def encode_records(
-    task: Task, records: Sequence[Record], loaded: LoadedModel, options: TaskOptions
+    task: Task,
+    records: Sequence[Record],
+    loaded: LoadedModel,
+    options: TaskOptions,
+    teacher: Teacher | None = None,
 ) -> EncodedRecords:
-    """Returns encoded records and the objective over them."""
+    """Returns encoded records and the objective over them; prompts alone need a teacher."""
     limit = loaded.context_length
+    if teacher is not None:
+        limit = min(limit, teacher.context_length)
     if options.max_length is not None:
         limit = require_integer("max_length", options.max_length, 2, limit)
     examples = task.encode(records, loaded.tokenizer, limit, truncate=options.truncate)
@@ -127,14 +138,27 @@ def encode_records(
     elif isinstance(task, CompletionTask):
         objective = CompletionObjective(examples)
         description = {"kind": "completion"}
+    elif isinstance(task, PromptTask):
+        if teacher is None:
+            raise InvalidParameterError("prompts alone need a teacher: use `sordino distill`.")
+        objective = teacher.objective(examples)
+        description = {"kind": "distillation", **asdict(teacher.settings)}
     else:
         objective = GenerationObjective(examples, loaded.tokenizer, task.max_new_tokens)
         description = {"kind": "token-f1", "max_new_tokens": task.max_new_tokens}
     return EncodedRecords(examples, objective, description)
 
 
-def read_validation_records(path: Path, pool: Sequence[Record], *, is_public: bool) -> list[Record]:
+def read_validation_records(
+    path: Path, pool: Sequence[Record], *, is_public: bool, kind: str | None = None
+) -> list[Record]:
     """Returns public validation records; refuses records that are not declared public or private.
+
+    Args:
+        path: Their file.
+        pool: The private records.
+        is_public: Whether they were declared public.
+        kind: See `read_records`; None takes the pool's.
 
     Raises:
         InvalidParameterError: If they are not declared public.
@@ -145,7 +169,8 @@ def read_validation_records(path: Path, pool: Sequence[Record], *, is_public: bo
             "scores on --validation are published in metrics.jsonl and may choose the checkpoint, "
             "so its records must be public: confirm with --validation-is-public."
         )
-    kind = "classification" if pool[0].label is not None else "completion"
+    if kind is None:
+        kind = "classification" if pool[0].label is not None else "completion"
     records = read_records(path, kind=kind, min_records=1)
     shared = overlap(records, pool)
     if shared:
@@ -219,7 +244,12 @@ def prepare_full(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def make_language_model(
-    loaded: LoadedModel, model: Any, *, num_frozen_blocks: int, **options: Any
+    loaded: LoadedModel,
+    model: Any,
+    *,
+    num_frozen_blocks: int,
+    has_fixed_batches: bool = True,
+    **options: Any,
 ) -> LanguageModel:
     """Returns the model as objectives see it.
 
@@ -227,10 +257,11 @@ def make_language_model(
         loaded: The base model.
         model: What computes: the base model, a copy of it, or the PEFT model around it.
         num_frozen_blocks: Blocks below the first adapted one; 0 when all weights are trained.
+        has_fixed_batches: Whether every step has the same batches.
         **options: Further fields of the `LanguageModel`.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    prefix = FrozenPrefix.find(causal_lm, num_frozen_blocks)
+    prefix = FrozenPrefix.find(causal_lm, num_frozen_blocks, keeps_states=has_fixed_batches)
     return LanguageModel(causal_lm, loaded.tokenizer.pad_token_id, prefix=prefix, **options)
 
 

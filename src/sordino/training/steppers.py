@@ -143,7 +143,10 @@ def _make_gradient_stepper(
         copied = ComputingCopy(given.loaded.model, given.tensors, given.dtype)
         model, computing = copied.model, copied.computing
     language_model = make_language_model(
-        given.loaded, model, num_frozen_blocks=given.num_frozen_blocks
+        given.loaded,
+        model,
+        num_frozen_blocks=given.num_frozen_blocks,
+        has_fixed_batches=isinstance(plan, BatchPlan) and config.batch_size is None,
     )
     objective = given.encoded.objective
     if dp is not None and isinstance(plan, PoissonPlan):
@@ -192,6 +195,7 @@ def _make_symbol_stepper(
         given.loaded,
         space.model if is_copied else given.model,
         num_frozen_blocks=given.num_frozen_blocks,
+        has_fixed_batches=isinstance(plan, BatchPlan) and config.batch_size is None,
         rows=space.rows,
     )
     shared_weight = find_shared_weight(config, given.task)

@@ -277,14 +277,40 @@ def tune(
         holder_report=holder_report,
         resume=resume,
     )
+    return run_on_files(
+        request,
+        train=train,
+        validation=validation,
+        validation_is_public=validation_is_public,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def run_on_files(
+    request: RunRequest,
+    *,
+    train: Path,
+    validation: Path | None,
+    validation_is_public: bool,
+    dtype: str,
+    device: str,
+) -> TuneResult:
+    """Returns a finished run; the arguments are those of `tune`, and what they were made into."""
     request.check_flags(has_validation=validation is not None)
     workers = Workers.start(device)
     dtype_used = choose_compute_dtype(dtype, workers.device)
-    if not resume:
+    if not request.resume:
         workers.from_main(request.folder.require_new)
-    pool = read_records(Path(train), unit_column=dp.unit_column if dp is not None else None)
+    kind = None if request.task.distillation is None else "prompt"
+    dp = request.config.dp
+    pool = read_records(
+        Path(train), kind=kind, unit_column=dp.unit_column if dp is not None else None
+    )
     public = None
     if validation is not None:
-        public = read_validation_records(Path(validation), pool, is_public=validation_is_public)
+        public = read_validation_records(
+            Path(validation), pool, is_public=validation_is_public, kind=kind
+        )
     certificate = run(request, pool, public, workers, dtype_used)
     return TuneResult(request.folder.path, certificate)

@@ -118,6 +118,21 @@ def test_kind_decides_where_both_have_columns(tmp_path: Path) -> None:
         read_records(path, kind="other")
 
 
+def test_prompts_alone_must_be_asked_for(tmp_path: Path) -> None:
+    """No other column is read then, and a file of prompts is of no kind by itself."""
+    path = write_jsonl(
+        tmp_path / "p.jsonl", [{"prompt": "a", "user": 3}, {"prompt": "b", "completion": None}]
+    )
+    assert read_records(path, kind="prompt") == [
+        Record("a", None, (), 1),
+        Record("b", None, (), 2),
+    ]
+    with pytest.raises(InvalidDataError, match="line 1: the columns text and label"):
+        read_records(path)
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "user": 3}] * 2)
+    assert [r.unit for r in read_records(path, kind="prompt", unit_column="user")] == ["3", "3"]
+
+
 def test_byte_order_mark_windows_line_ends_and_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(

@@ -13,6 +13,7 @@ from sordino.data import (
     ClassificationTask,
     CompletionTask,
     GenerationTask,
+    PromptTask,
     Record,
     default_verbalizers,
     parse_verbalizers,
@@ -283,6 +284,19 @@ def test_generation_keeps_room_for_the_answer() -> None:
     assert decode(tokenizer, example.input_ids) == "^fgh"
     with pytest.raises(InvalidParameterError, match="max_new_tokens"):
         GenerationTask(max_new_tokens=0)
+
+
+def test_prompts_keep_room_and_need_no_reference() -> None:
+    tokenizer = make_tokenizer("start")
+    records = [Record("abcdefgh", None, (), 1)]
+    task = PromptTask(max_new_tokens=4)
+    (example,) = task.encode(records, tokenizer, 13)
+    assert decode(tokenizer, example.input_ids) == "^abcdefgh"
+    assert (example.target, example.num_prompt_tokens, example.references) == (None, None, ())
+    with pytest.raises(InvalidDataError, match=r"longer than 8 tokens: line 1 \(9 tokens\)"):
+        task.encode(records, tokenizer, 12)
+    with pytest.raises(InvalidParameterError, match="max_new_tokens"):
+        PromptTask(max_new_tokens=0)
 
 
 @pytest.mark.parametrize(

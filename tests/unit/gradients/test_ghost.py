@@ -151,7 +151,7 @@ def test_small_parts_give_the_same(
     gradients = brute_force(model, kind)
     monkeypatch.setattr(ghost_module, "_ENTRIES_AT_ONCE", entries)
     monkeypatch.setattr(factors_module, "_ENTRIES_AT_ONCE", entries)
-    monkeypatch.setattr(objectives_module, "_LOGIT_ROWS_AT_ONCE", 3)  # the head is used often
+    monkeypatch.setattr(objectives_module, "LOGIT_ROWS_AT_ONCE", 3)  # the head is used often
     assert_agrees(make_estimator(model, kind), gradients, model)
 
 

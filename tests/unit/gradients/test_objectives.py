@@ -107,7 +107,7 @@ def test_logits_are_formed_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch)
     model = LanguageModel(make_model("llama"), END)
     objective = make_objective("completion", make_examples("completion", LENGTHS))
     whole = objective.losses(model, EVERY)
-    monkeypatch.setattr(module, "_LOGIT_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(module, "LOGIT_ROWS_AT_ONCE", 3)
     assert torch.allclose(objective.losses(model, EVERY), whole, rtol=1e-5)
 
 
