@@ -72,6 +72,7 @@ OPEN = {
     "base_model",
     "base_model_sha256",
     "base_bits",
+    "teacher",
     "compute_dtype",
     "noise_source",
     "transcript_header_sha256",
