@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ import sordino  # noqa: E402
 from sordino.ledger import durable  # noqa: E402
 from sordino.mechanisms.binary_channel import BinaryChannelMechanism  # noqa: E402
 from sordino.models import load_model  # noqa: E402
-from sordino.training import assembly, setup  # noqa: E402
+from sordino.training import assembly, dp_plan, setup  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,17 +231,19 @@ def race(entry: dict[str, Any]) -> dict[str, Any]:
         tune_module = sys.modules["sordino.training.tune"]
         read_records = tune_module.read_records
 
-        def wait_and_read(path: Path) -> Any:  # the folder was found to be new before this
+        def wait_and_read(*where: Any, **how: Any) -> Any:  # the folder was found to be new before
             checked.touch()
             while not done.exists():
                 time.sleep(0.01)
-            return read_records(path)
+            return read_records(*where, **how)
 
         tune_module.read_records = wait_and_read
         tune(entry, resume=False)
 
     second = run_child(late, root / "late.log")
     while not checked.exists():
+        if os.waitpid(second, os.WNOHANG)[0]:
+            return {"first": None, "second": "ended too early"}
         time.sleep(0.01)
     first = wait_for(run_child(lambda: tune(entry, resume=False), root / "log"))
     done.touch()
@@ -262,7 +264,10 @@ def main() -> None:
     plan, answer = Path(sys.argv[1]), Path(sys.argv[2])
     entries = json.loads(plan.read_text())
     sys.stderr = answer.with_suffix(".log").open("w")
-    tune(entries[0] | {"root": str(answer.parent / "warm")}, resume=False)  # loads all modules
+    dp_plan.calibrate_noise_multiplier = lru_cache(dp_plan.calibrate_noise_multiplier)
+    for name, entry in {str(e["settings"].get("guarantee")): e for e in entries}.items():
+        # loads all modules, and finds the noise once for all
+        tune(entry | {"root": str(answer.parent / f"warm-{name}")}, resume=False)
     loaded = load_model(entries[0]["settings"]["model"])
     setup.load_model = lambda *_args, **_kwargs: loaded  # each child has its own copy
     assembly._probe_numerics = lambda *_args, **_kwargs: None

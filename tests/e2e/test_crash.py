@@ -77,7 +77,7 @@ def drive(folder: Path, plan: list[dict[str, Any]]) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(plan))
     command = [sys.executable, str(DRIVER), str(folder / "plan.json"), str(folder / "answer.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "answer.json").read_text())
 

@@ -15,7 +15,7 @@ from helpers_runs import SMALL, completion_rows, files_below, sentiment_rows, wr
 from sordino.gradients.estimators import AbstractEstimator
 from sordino.ledger.ledger import Ledger
 from sordino.ledger.transcript import read_transcript
-from sordino.training import assembly
+from sordino.training import steppers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -99,9 +99,9 @@ def test_transcript_is_what_exact_derivatives_imply(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the same coins, a run on brute-force gradients releases the same bits and weights."""
-    monkeypatch.setattr(assembly, "OperatingSystemEntropy", lambda: SeededEntropy(5))
+    monkeypatch.setattr(steppers, "OperatingSystemEntropy", lambda: SeededEntropy(5))
     found = tune(tiny_model, rows, tmp_path / "forward", num_steps=12, **settings)
-    monkeypatch.setattr(assembly, "make_estimator", Backpropagation)
+    monkeypatch.setattr(steppers, "make_estimator", Backpropagation)
     expected = tune(tiny_model, rows, tmp_path / "backward", num_steps=12, **settings)
     assert files_below(found) == files_below(expected)
     _, steps = read_transcript(found / "transcript.bin")
@@ -112,7 +112,7 @@ def test_transcript_depends_on_the_records(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control: with the same coins, other records release other signs."""
-    monkeypatch.setattr(assembly, "OperatingSystemEntropy", lambda: SeededEntropy(5))
+    monkeypatch.setattr(steppers, "OperatingSystemEntropy", lambda: SeededEntropy(5))
     transcripts = []
     for share in (0.0, 1.0):
         rows = sentiment_rows(24, share_good=0.5)
