@@ -87,6 +87,7 @@ class Setting:
     def batch_first_losses(self) -> torch.Tensor:
         """Returns the same losses with records first at the head too, which Opacus needs."""
         states = self.model.last_hidden_state(self.tokens)[:, self.num_prompt_tokens - 1 : -1]
+        states = states.contiguous()  # else torch copies the head's weight for every record
         logits = self.model.causal_lm.get_output_embeddings()(states).float()
         targets = self.tokens[:, self.num_prompt_tokens :]
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
