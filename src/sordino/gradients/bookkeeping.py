@@ -20,7 +20,7 @@ from sordino.gradients.factors import Factors, Left, Spans
 from sordino.gradients.uses import AbstractGradientSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from sordino.gradients.uses import UseWatcher
 
@@ -36,6 +36,7 @@ _OF_SUMS = 2.0**-18  # relative error of a sum of squares, many times what PyTor
 _OF_BFLOAT16_PRODUCTS = 2.0**-7 + 2.0**-12  # two matrices of inner products, rounded to bfloat16
 _FEWEST_ROWS = 16  # a unit; below, one float32 product of all units is faster than many small ones
 _ENTRIES_AT_ONCE = 2**22
+_ENTRIES_IN_CACHE = 2**20  # of a block of a total, which then passes by all units
 
 # What one use gives: each unit's squared norm; what the rounding of entries may hide of it; its
 # magnitude, the sum of the norms of its outer products; and the rounding of inner products relative
@@ -299,12 +300,13 @@ def _add_weighted(factors: Factors, total: torch.Tensor, weights: torch.Tensor) 
         and left.values.dtype == torch.bfloat16
         and len(right) > _FEWEST_ROWS * len(spans)
     ):
-        gradient = right.new_empty(total.shape)  # the same memory for all units: it stays cached
-        products = (
-            torch.mm(left.values[start:stop].T, right[start:stop], out=gradient)
-            for start, stop in spans
-        )
-        _add_each(total, products, weights)
+        for some, values in _blocks(total, left.values, _ENTRIES_IN_CACHE // right.shape[1]):
+            gradient = right.new_empty(some.shape)  # the same memory for all units
+            products = (
+                torch.mm(values[start:stop].T, right[start:stop], out=gradient)
+                for start, stop in spans
+            )
+            _add_each(some, products, weights)
         return
     weighted = right.float() * weights[_units(factors)][:, None]
     if left.values is None:
@@ -312,10 +314,16 @@ def _add_weighted(factors: Factors, total: torch.Tensor, weights: torch.Tensor) 
     elif left.columns is not None:
         total.index_add_(0, left.columns, left.values.float().T @ weighted)
     else:
-        at_once = max(1, _ENTRIES_AT_ONCE // max(1, len(right)))
-        pieces = zip(total.split(at_once), left.values.split(at_once, dim=1), strict=True)
-        for some, values in pieces:
+        for some, values in _blocks(total, left.values, _ENTRIES_AT_ONCE // max(1, len(right))):
             some.addmm_(values.float().T, weighted)
+
+
+def _blocks(
+    total: torch.Tensor, left: torch.Tensor, num_rows: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Returns so many rows of a total at a time, with the columns of a left factor they need."""
+    num_rows = max(1, num_rows)
+    return zip(total.split(num_rows), left.split(num_rows, dim=1), strict=True)
 
 
 def _add_each(
