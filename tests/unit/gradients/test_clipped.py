@@ -204,7 +204,7 @@ def test_small_parts_give_the_same(
     model = make_model(architecture, **changes)
     gradients = brute_force_gradients(model, make_examples("completion", LENGTHS))
     monkeypatch.setattr(bookkeeping_module, "_ENTRIES_AT_ONCE", entries)
-    monkeypatch.setattr(objectives_module, "_LOGIT_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(objectives_module, "LOGIT_ROWS_AT_ONCE", 3)
     for units in (None, USERS):
         expected = by_unit(gradients, units or range(6))
         squared, _ = per_unit_norms(model, "completion", units)
