@@ -302,6 +302,7 @@ def test_command_line(files: dict[str, Any], capsys: pytest.CaptureFixture[str])
     )
     assert shell.code == 0, shell.err
     assert "for one record replaced by another, worst case" in shell.out
+    assert "numbers were released in 2 steps from a pool of 24 records" in shell.out
     assert "A guess whether it is in the pool is right with probability at most" in shell.out
 
 

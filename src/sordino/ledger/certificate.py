@@ -145,8 +145,9 @@ def describe_certificate(certificate: Certificate) -> list[str]:
             "The first line is about which half of a known pool was used. It is not protection of "
             "membership in the pool; only the second line and a measured audit speak about that."
         )
+    what = "symbols" if certificate.guarantee == "pac" else "numbers"
     lines.append(
-        f"{certificate.num_releases} symbols were released in {certificate.num_steps} steps "
+        f"{certificate.num_releases} {what} were released in {certificate.num_steps} steps "
         f"from a pool of {certificate.num_records} records. {certificate.selection}"
     )
     lines.extend(f"Assumes: {assumption}" for assumption in certificate.assumptions)
