@@ -17,7 +17,7 @@ from sordino.data import read_records, write_demo_data
 from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.models import choose_compute_dtype
 from sordino.training.assembly import Parts, RunRequest, assemble
-from sordino.training.config import TuneConfig, find_recipe
+from sordino.training.config import make_config
 from sordino.training.loop import open_run
 from sordino.training.run_folder import RunFolder
 from sordino.training.setup import AdapterOptions, TaskOptions
@@ -57,33 +57,6 @@ def assemble_run(
     **changes: Any,
 ) -> Parts:
     """Returns an assembled and opened run on `pool`, with settings changed by keyword."""
-    estimator = changes.pop("estimator", "zeroth-order")
-    adapter = changes.pop("adapter", "lora")
-    recipe = find_recipe(estimator, adapter)
-    settings: dict[str, Any] = {
-        "guarantee": "pac",
-        "mutual_information": 0.0,
-        "channel": "binary-symmetric",
-        "budget_schedule": "adaptive",
-        "on_disagreement": "coin",
-        "unanimity_flip": 0.0,
-        "candidates": CandidateSubsets(
-            num_subsets=changes.pop("num_subsets", 128), seed=changes.get("seed", 0)
-        ),
-        "estimator": estimator,
-        "num_steps": recipe.num_steps,
-        "learning_rate": recipe.learning_rate,
-        "learning_rate_schedule": "linear",
-        "weight_decay": 0.0,
-        "clip": recipe.clip,
-        "perturbation": None,
-        "directions_per_step": recipe.directions_per_step,
-        "direction_kind": recipe.direction_kind,
-        "batch_size": None,
-        "adapter": adapter,
-        "shared_weight": None,
-        "seed": 0,
-    }
     rank = changes.pop("lora_rank", 8)
     adapter_options = AdapterOptions(
         rank=rank,
@@ -92,8 +65,12 @@ def assemble_run(
         first_layer=changes.pop("lora_first_layer", 0),
         factors=changes.pop("lora_factors", "b"),
     )
+    candidates = CandidateSubsets(
+        num_subsets=changes.pop("num_subsets", 128), seed=changes.get("seed", 0)
+    )
+    defaults = {"guarantee": "pac", "estimator": "zeroth-order", "adapter": "lora"}
     request = RunRequest(
-        config=TuneConfig(**(settings | changes)),
+        config=make_config(candidates=candidates, **(defaults | changes)),
         folder=RunFolder(folder),
         source=model,
         task=TASK,

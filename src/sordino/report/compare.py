@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from typing_extensions import Doc
 
@@ -16,7 +16,8 @@ from sordino.data import read_records
 from sordino.ledger.durable import replace_file
 from sordino.report.comparison import METHODS, Comparison, read_comparison
 from sordino.report.study import ComparisonResult, Study
-from sordino.training.dp_plan import RECORD, DpOptions
+from sordino.training import options  # noqa: TC001 - read when the command line is made
+from sordino.training.dp_plan import DpOptions
 from sordino.training.run_folder import RunFolder
 from sordino.training.setup import read_validation_records
 from sordino.training.workers import Workers
@@ -26,13 +27,11 @@ _SMALLEST_BATCH = 64
 
 def compare(
     *,
-    model: Annotated[str, Doc("Folder, GGUF file, hub id, or 'embedded' (SmolLM2-135M).")],
-    train: Annotated[Path, Doc("Private records: JSONL, CSV, TSV, Parquet or a datasets folder.")],
+    model: options.Model,
+    train: options.Train,
     validation: Annotated[Path, Doc("Public records that every method is scored on.")],
     output: Annotated[Path, Doc("Folder to make: the page, its numbers, and one run a method.")],
-    validation_is_public: Annotated[
-        bool, Doc("Declare that the validation records are public.")
-    ] = False,
+    validation_is_public: options.ValidationIsPublic = False,
     epsilon: Annotated[float, Doc("Target of the dp methods, in nats.")] = 2.0,
     delta: Annotated[
         float | None, Doc("Default: 1 / (10 N^1.1) for N records, rounded down to one digit.")
@@ -61,31 +60,19 @@ def compare(
             "eighth, at least 64. A step of pac looks at all records."
         ),
     ] = None,
-    lora_rank: Annotated[int, Doc("Rank of the adapter.")] = 8,
-    lora_alpha: Annotated[float, Doc("Scale of the adapter: alpha / rank.")] = 16.0,
-    lora_targets: Annotated[
-        list[str] | None, Doc("Linear layers to adapt; default: query and value.")
-    ] = None,
-    lora_first_layer: Annotated[
-        int, Doc("First block to adapt; later blocks only cost less to differentiate.")
-    ] = 0,
-    lora_factors: Annotated[
-        Literal["b", "both"], Doc("Train B alone (A stays public and random), or both.")
-    ] = "b",
-    template: Annotated[str, Doc("Prompt of a classification.")] = "{text} It was",
-    verbalizer: Annotated[
-        list[str] | None, Doc("LABEL=WORD, once a label; default for two sentiment labels.")
-    ] = None,
-    max_length: Annotated[
-        int | None, Doc("Longest record in tokens; default: the model's.")
-    ] = None,
-    truncate: Annotated[bool, Doc("Cut the beginning of records that are too long.")] = False,
-    seed: Annotated[int, Doc("Public seed of directions, candidates and adapter.")] = 0,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], Doc("Compute type.")
-    ] = "auto",
-    device: Annotated[str, Doc("auto, cpu, cuda or cuda:N.")] = "auto",
-    tokens_per_batch: Annotated[int, Doc("Tokens a forward pass, padding included.")] = 2048,
+    lora_rank: options.LoraRank = 8,
+    lora_alpha: options.LoraAlpha = 16.0,
+    lora_targets: options.LoraTargets = None,
+    lora_first_layer: options.LoraFirstLayer = 0,
+    lora_factors: options.LoraFactors = "b",
+    template: options.Template = "{text} It was",
+    verbalizer: options.Verbalizer = None,
+    max_length: options.MaxLength = None,
+    truncate: options.Truncate = False,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    tokens_per_batch: options.TokensPerBatch = 2048,
     resume: Annotated[
         bool, Doc("Skip finished runs and continue an interrupted one; repeat the other settings.")
     ] = False,
@@ -111,7 +98,11 @@ def compare(
     Example:
         sordino compare --model embedded --train pool.jsonl --validation public.jsonl --validation-is-public --output comparison
     """  # noqa: E501 - a shell line that can be copied
-    options = _dp_options(epsilon, delta, allow_large_delta=allow_large_delta)
+    dp_options = DpOptions(
+        epsilon=require_positive("epsilon", epsilon),
+        delta=delta,
+        allow_large_delta=allow_large_delta,
+    )
     names = _require_methods(methods)
     workers = Workers.start(device)
     pool = read_records(Path(train))
@@ -164,7 +155,7 @@ def compare(
     )
     study = Study(
         result=ComparisonResult(Path(output), comparison),
-        options=options,
+        options=dp_options,
         batch_size=batch_size,
         directions_per_step=directions_per_step,
         steps=steps,
@@ -182,21 +173,6 @@ def compare(
     for name in study.result.comparison.methods:
         study = study.with_run(name)
     return study.result
-
-
-def _dp_options(epsilon: float, delta: float | None, *, allow_large_delta: bool) -> DpOptions:
-    """Returns the settings of both dp methods, as `tune` has them by default."""
-    return DpOptions(
-        epsilon=require_positive("epsilon", epsilon),
-        delta=delta,
-        unit=RECORD,
-        adjacency="add-remove",
-        clipping="flat",
-        noise="continuous",
-        max_records_per_unit=32,
-        allow_large_delta=allow_large_delta,
-        with_edgeworth=False,
-    )
 
 
 def _require_methods(asked: list[str] | None) -> tuple[str, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from sordino.core.checks import (
     require_in_range,
@@ -17,13 +17,13 @@ from sordino.core.directions import MAX_SEED
 from sordino.core.errors import InvalidParameterError
 from sordino.gradients.direction_sets import ALL_DIRECTION_KINDS
 from sordino.mechanisms.binary_channel import BUDGET_SCHEDULES, CHANNELS
+from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.mechanisms.unanimity import ON_DISAGREEMENT
 from sordino.training.gradient_steps import OPTIMIZERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sordino.mechanisms.candidates import CandidateSubsets
     from sordino.training.dp_plan import DpOptions
 
 GUARANTEES = ("pac", "dp", "none")
@@ -80,25 +80,25 @@ class TuneConfig:
     """Everything public that decides what a run does; data and secrets are not part of it."""
 
     guarantee: str
-    mutual_information: float
-    channel: str
-    budget_schedule: str
-    on_disagreement: str
-    unanimity_flip: float
-    candidates: CandidateSubsets
     estimator: str
+    adapter: str
     num_steps: int
     learning_rate: float
-    learning_rate_schedule: str
-    weight_decay: float
     clip: float
-    perturbation: float | None
     directions_per_step: int
     direction_kind: str
-    batch_size: int | None
-    adapter: str
-    shared_weight: float | None
     seed: int
+    candidates: CandidateSubsets
+    mutual_information: float = 0.0
+    channel: str = "binary-symmetric"
+    budget_schedule: str = "adaptive"
+    on_disagreement: str = "coin"
+    unanimity_flip: float = 0.0
+    learning_rate_schedule: str = "linear"
+    weight_decay: float = 0.0
+    perturbation: float | None = None
+    batch_size: int | None = None
+    shared_weight: float | None = None
     dp: DpOptions | None = None
     optimizer: str | None = None  # None: moves along public directions
     base_bits: int | None = None  # of the frozen linear layers; None: as they are
@@ -238,3 +238,37 @@ def find_recipe(
     # one exact derivative a step is the zeroth-order method without its rounding: same defaults
     is_forward_mode = estimator == "first-order" and directions_per_step == 1
     return RECIPES["zeroth-order" if is_forward_mode else estimator, adapter]
+
+
+def make_config(
+    *,
+    estimator: str,
+    adapter: str,
+    directions_per_step: int | None = None,
+    optimizer: str | None = None,
+    seed: int = 0,
+    candidates: CandidateSubsets | None = None,
+    **others: Any,
+) -> TuneConfig:
+    """Returns settings; what the recipe knows is taken from it where None is given.
+
+    Args:
+        estimator: "zeroth-order" or "first-order".
+        adapter: "lora" or "full".
+        directions_per_step: What the user asked for, if anything.
+        optimizer: What moves the weights along gradients, if anything does.
+        seed: Public seed.
+        candidates: None takes 128 random halves; without PAC privacy they have no effect.
+        **others: Further fields of `TuneConfig`.
+    """
+    recipe = asdict(find_recipe(estimator, adapter, directions_per_step, optimizer))
+    given = others | {"directions_per_step": directions_per_step}
+    fields = recipe | {name: value for name, value in given.items() if value is not None}
+    return TuneConfig(
+        estimator=estimator,
+        adapter=adapter,
+        optimizer=optimizer,
+        seed=seed,
+        candidates=candidates or CandidateSubsets(num_subsets=128, seed=seed),
+        **fields,
+    )

@@ -40,14 +40,14 @@ class DpOptions:
     """
 
     epsilon: float | None
-    delta: float | None
-    unit: str
-    adjacency: str
-    clipping: str
-    noise: str
-    max_records_per_unit: int
-    allow_large_delta: bool
-    with_edgeworth: bool
+    delta: float | None = None
+    unit: str = RECORD
+    adjacency: str = "add-remove"
+    clipping: str = "flat"
+    noise: str = "continuous"
+    max_records_per_unit: int = 32
+    allow_large_delta: bool = False
+    with_edgeworth: bool = False
 
     def __post_init__(self) -> None:
         if self.epsilon is None:
@@ -117,6 +117,26 @@ class DpPlan:
             "noise": options.noise,
             "with_edgeworth": options.with_edgeworth,
         }
+
+
+def choose_dp_options(
+    guarantee: str,
+    *,
+    epsilon: float | None,
+    delta: float | None,
+    unit: str,
+    **others: Any,
+) -> DpOptions | None:
+    """Returns what was asked for under `--guarantee dp`, and None under another guarantee.
+
+    Raises:
+        InvalidParameterError: If a setting is out of range, or given for another guarantee.
+    """
+    if guarantee == "dp":
+        return DpOptions(epsilon=epsilon, delta=delta, unit=unit, **others)
+    if epsilon is not None or delta is not None or unit != RECORD:
+        raise InvalidParameterError("--epsilon, --delta and --unit are for --guarantee dp.")
+    return None
 
 
 def make_dp_plan(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sordino.core.checks import require_integer
+from sordino.core.checks import require_integer, require_positive
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.data import (
     ClassificationTask,
@@ -198,6 +198,29 @@ class AdapterOptions:
     targets: Sequence[str] | None
     first_layer: int
     factors: str
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str] | None,
+        first_layer: int,
+        factors: str,
+    ) -> AdapterOptions:
+        """Returns options whose numbers are in range.
+
+        Raises:
+            InvalidParameterError: If one is not.
+        """
+        return cls(
+            rank=require_integer("lora_rank", rank, 1),
+            alpha=require_positive("lora_alpha", alpha),
+            targets=targets,
+            first_layer=require_integer("lora_first_layer", first_layer, 0),
+            factors=factors,
+        )
 
 
 def prepare_tensors(

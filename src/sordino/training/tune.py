@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typing_extensions import Doc
 
-from sordino.core.checks import require_integer, require_one_of, require_positive
-from sordino.core.errors import InvalidParameterError
+from sordino.core.checks import require_integer, require_one_of
 from sordino.data import read_records
 from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.models import choose_compute_dtype
 from sordino.training import config as settings
+from sordino.training import options
 from sordino.training.assembly import RunRequest, run
-from sordino.training.dp_plan import RECORD, DpOptions
+from sordino.training.dp_plan import choose_dp_options
 from sordino.training.run_folder import RunFolder
 from sordino.training.setup import AdapterOptions, TaskOptions, read_validation_records
 from sordino.training.workers import Workers
@@ -34,27 +34,19 @@ class TuneResult:
 
 def tune(
     *,
-    model: Annotated[str, Doc("Folder, GGUF file, hub id, or 'embedded' (SmolLM2-135M).")],
-    train: Annotated[Path, Doc("Private records: JSONL, CSV, TSV, Parquet or a datasets folder.")],
-    output: Annotated[Path, Doc("Run folder to make.")],
+    model: options.Model,
+    train: options.Train,
+    output: options.Output,
     validation: Annotated[Path | None, Doc("Public records to score during the run.")] = None,
-    validation_is_public: Annotated[
-        bool, Doc("Declare that the validation records are public.")
-    ] = False,
+    validation_is_public: options.ValidationIsPublic = False,
     guarantee: Annotated[
         Literal["pac", "dp", "none"],
         Doc("pac: PAC privacy; dp: differential privacy; none: no privacy (MeZO, AdamW)."),
     ] = "pac",
-    epsilon: Annotated[float | None, Doc("dp: target, in nats.")] = None,
-    delta: Annotated[
-        float | None, Doc("dp: default: 1 / (10 N^1.1) for N units, rounded down to one digit.")
-    ] = None,
-    unit: Annotated[
-        str, Doc("dp: who is protected: record, or the column that names whose record it is.")
-    ] = "record",
-    adjacency: Annotated[
-        Literal["add-remove", "replace"], Doc("dp: which data sets are neighbors.")
-    ] = "add-remove",
+    epsilon: options.Epsilon = None,
+    delta: options.Delta = None,
+    unit: options.Unit = "record",
+    adjacency: options.Adjacency = "add-remove",
     clipping: Annotated[
         Literal["flat", "per-layer", "automatic"],
         Doc("dp, first order: how gradients are bounded."),
@@ -67,15 +59,9 @@ def tune(
         Literal["continuous", "discrete"],
         Doc("dp: discrete survives attacks on floating-point rounding; zeroth order only."),
     ] = "continuous",
-    max_records_per_unit: Annotated[
-        int, Doc("dp with a column as --unit: most records of a unit in one step.")
-    ] = 32,
-    allow_large_delta: Annotated[
-        bool, Doc("dp: allow a delta of 1 / (10 x units) or more.")
-    ] = False,
-    edgeworth: Annotated[
-        bool, Doc("dp: a third opinion on epsilon in the certificate, where it has one.")
-    ] = False,
+    max_records_per_unit: options.MaxRecordsPerUnit = 32,
+    allow_large_delta: options.AllowLargeDelta = False,
+    edgeworth: options.Edgeworth = False,
     mutual_information: Annotated[
         float, Doc("Budget in nats; 0: nothing about the secret subset leaves.")
     ] = 0.0,
@@ -107,10 +93,8 @@ def tune(
     ] = "zeroth-order",
     num_steps: Annotated[int | None, Doc("T; default by estimator.")] = None,
     learning_rate: Annotated[float | None, Doc("Default by estimator.")] = None,
-    learning_rate_schedule: Annotated[
-        Literal["linear", "constant", "cosine"], Doc("Public decay of the learning rate.")
-    ] = "linear",
-    weight_decay: Annotated[float, Doc("Decoupled weight decay.")] = 0.0,
+    learning_rate_schedule: options.LearningRateSchedule = "linear",
+    weight_decay: options.WeightDecay = 0.0,
     clip: Annotated[
         float | None,
         Doc("Bound on a record's derivative; on its gradient norm (first order, K > 1, dp)."),
@@ -142,44 +126,32 @@ def tune(
     base_bits: Annotated[
         int | None, Doc("4 or 8: hold the frozen linear layers in so many bits a weight.")
     ] = None,
-    adapter: Annotated[Literal["lora", "full"], Doc("Train an adapter or all weights.")] = "lora",
-    lora_rank: Annotated[int, Doc("Rank of the adapter.")] = 8,
-    lora_alpha: Annotated[float, Doc("Scale of the adapter: alpha / rank.")] = 16.0,
-    lora_targets: Annotated[
-        list[str] | None, Doc("Linear layers to adapt; default: query and value.")
-    ] = None,
-    lora_first_layer: Annotated[
-        int, Doc("First block to adapt; later blocks only cost less to differentiate.")
-    ] = 0,
-    lora_factors: Annotated[
-        Literal["b", "both"], Doc("Train B alone (A stays public and random), or both.")
-    ] = "b",
+    adapter: options.Adapter = "lora",
+    lora_rank: options.LoraRank = 8,
+    lora_alpha: options.LoraAlpha = 16.0,
+    lora_targets: options.LoraTargets = None,
+    lora_first_layer: options.LoraFirstLayer = 0,
+    lora_factors: options.LoraFactors = "b",
     objective: Annotated[
         Literal["loss", "token-f1"], Doc("token-f1: F1 of a generation, zeroth order only.")
     ] = "loss",
-    template: Annotated[str, Doc("Prompt of a classification.")] = "{text} It was",
-    verbalizer: Annotated[
-        list[str] | None, Doc("LABEL=WORD, once a label; default for two sentiment labels.")
-    ] = None,
-    max_length: Annotated[
-        int | None, Doc("Longest record in tokens; default: the model's.")
-    ] = None,
-    truncate: Annotated[bool, Doc("Cut the beginning of records that are too long.")] = False,
+    template: options.Template = "{text} It was",
+    verbalizer: options.Verbalizer = None,
+    max_length: options.MaxLength = None,
+    truncate: options.Truncate = False,
     max_new_tokens: Annotated[int, Doc("Longest generation of --objective token-f1.")] = 16,
-    seed: Annotated[int, Doc("Public seed of directions, candidates and adapter.")] = 0,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], Doc("Compute type.")
-    ] = "auto",
-    device: Annotated[str, Doc("auto, cpu, cuda or cuda:N.")] = "auto",
-    tokens_per_batch: Annotated[int, Doc("Tokens a forward pass, padding included.")] = 2048,
-    evaluate_every: Annotated[int | None, Doc("Steps between scores on --validation.")] = None,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    tokens_per_batch: options.TokensPerBatch = 2048,
+    evaluate_every: options.EvaluateEvery = None,
     select: Annotated[
         Literal["last", "best"], Doc("Which step's weights: the last, or the best on --validation.")
     ] = "last",
     holder_report: Annotated[
         bool, Doc("Write the leave-one-out loss of every record, for the data holder only.")
     ] = False,
-    resume: Annotated[bool, Doc("Continue an interrupted run; repeat its other settings.")] = False,
+    resume: options.Resume = False,
 ) -> TuneResult:
     """Tunes a language model on private records and states what leaves the building.
 
@@ -202,25 +174,21 @@ def tune(
     Example:
         sordino tune --model embedded --train notes.jsonl --output run --estimator first-order
     """
-    dp = None
-    if guarantee == "dp":
-        dp = DpOptions(
-            epsilon=epsilon,
-            delta=delta,
-            unit=unit,
-            adjacency=adjacency,
-            clipping=clipping,
-            noise=noise,
-            max_records_per_unit=max_records_per_unit,
-            allow_large_delta=allow_large_delta,
-            with_edgeworth=edgeworth,
-        )
-        if estimator == "first-order" and optimizer is None:
-            optimizer = "adamw"
-    elif epsilon is not None or delta is not None or unit != RECORD:
-        raise InvalidParameterError("--epsilon, --delta and --unit are for --guarantee dp.")
-    recipe = settings.find_recipe(estimator, adapter, directions_per_step, optimizer)
-    config = settings.TuneConfig(
+    dp = choose_dp_options(
+        guarantee,
+        epsilon=epsilon,
+        delta=delta,
+        unit=unit,
+        adjacency=adjacency,
+        clipping=clipping,
+        noise=noise,
+        max_records_per_unit=max_records_per_unit,
+        allow_large_delta=allow_large_delta,
+        with_edgeworth=edgeworth,
+    )
+    if dp is not None and estimator == "first-order" and optimizer is None:
+        optimizer = "adamw"
+    config = settings.make_config(
         guarantee=guarantee,
         mutual_information=mutual_information,
         channel=channel,
@@ -234,16 +202,14 @@ def tune(
             seed=seed,
         ),
         estimator=estimator,
-        num_steps=recipe.num_steps if num_steps is None else num_steps,
-        learning_rate=recipe.learning_rate if learning_rate is None else learning_rate,
+        num_steps=num_steps,
+        learning_rate=learning_rate,
         learning_rate_schedule=learning_rate_schedule,
         weight_decay=weight_decay,
-        clip=recipe.clip if clip is None else clip,
+        clip=clip,
         perturbation=perturbation,
-        directions_per_step=(
-            recipe.directions_per_step if directions_per_step is None else directions_per_step
-        ),
-        direction_kind=recipe.direction_kind if direction_kind is None else direction_kind,
+        directions_per_step=directions_per_step,
+        direction_kind=direction_kind,
         batch_size=batch_size,
         adapter=adapter,
         shared_weight=shared_weight,
@@ -264,11 +230,11 @@ def tune(
             truncate=truncate,
             max_new_tokens=max_new_tokens,
         ),
-        adapter=AdapterOptions(
-            rank=require_integer("lora_rank", lora_rank, 1),
-            alpha=require_positive("lora_alpha", lora_alpha),
+        adapter=AdapterOptions.checked(
+            rank=lora_rank,
+            alpha=lora_alpha,
             targets=lora_targets,
-            first_layer=require_integer("lora_first_layer", lora_first_layer, 0),
+            first_layer=lora_first_layer,
             factors=lora_factors,
         ),
         tokens_per_batch=require_integer("tokens_per_batch", tokens_per_batch, 1),

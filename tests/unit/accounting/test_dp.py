@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr, ndtri
 
+from helpers_accounting import event_of
 from sordino.accounting import dp
 from sordino.accounting._privacy_curve import COARSE, privacy_curve
 from sordino.accounting._sampled_gaussian import grid_laws, loss_range
@@ -32,20 +33,6 @@ from sordino.core.errors import InvalidParameterError, PrecisionError
 
 NOT_A_NUMBER = [math.nan, math.inf, -math.inf, "1", None, True]
 EVENT_FIELDS = ("noise_multiplier", "sampling_probability", "num_steps", "neighboring_relation")
-
-
-def event_of(
-    noise_multiplier: float,
-    sampling_probability: float,
-    num_steps: int,
-    relation: str = ADD_OR_REMOVE_ONE,
-) -> SampledGaussian:
-    return SampledGaussian(
-        noise_multiplier=noise_multiplier,
-        sampling_probability=sampling_probability,
-        num_steps=num_steps,
-        neighboring_relation=relation,
-    )
 
 
 def densities(event: SampledGaussian, contribution: float, x: np.ndarray) -> np.ndarray:

@@ -7,30 +7,15 @@ import math
 import numpy as np
 import pytest
 
+from helpers_accounting import event_of
 from sordino.accounting import edgeworth as ew
 from sordino.accounting.dp import (
-    ADD_OR_REMOVE_ONE,
     NEIGHBORING_RELATIONS,
     EpsilonReport,
-    SampledGaussian,
     compute_epsilon,
 )
 from sordino.accounting.edgeworth import edgeworth_epsilon, interval_within
 from sordino.core.errors import EdgeworthRefusedError, InvalidParameterError
-
-
-def event_of(
-    noise_multiplier: float,
-    sampling_probability: float,
-    num_steps: int,
-    relation: str = ADD_OR_REMOVE_ONE,
-) -> SampledGaussian:
-    return SampledGaussian(
-        noise_multiplier=noise_multiplier,
-        sampling_probability=sampling_probability,
-        num_steps=num_steps,
-        neighboring_relation=relation,
-    )
 
 
 @pytest.mark.parametrize("relation", NEIGHBORING_RELATIONS)

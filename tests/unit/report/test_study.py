@@ -10,8 +10,8 @@ import sordino
 from helpers_comparisons import make_comparison, make_row
 from sordino.core.errors import InvalidParameterError, LedgerError
 from sordino.report import study as module
-from sordino.report.compare import _dp_options
 from sordino.report.comparison import METHODS
+from sordino.training.dp_plan import DpOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ def _study(comparison: Any, tmp_path: Path, **changes: Any) -> Any:
     return module.Study(
         **{
             "result": module.ComparisonResult(tmp_path, comparison),
-            "options": _dp_options(2.0, 1e-5, allow_large_delta=False),
+            "options": DpOptions(epsilon=2.0, delta=1e-5),
             "batch_size": 1000,  # all: the accounting has a closed form
             "directions_per_step": None,
             "steps": {"first-order": 3, "zeroth-order": 5, "pac-first-order": 2},
@@ -78,7 +78,7 @@ def test_without_the_dp_run_its_settings_say_what_it_would_allow(tmp_path: Path)
     smaller = _study(
         make_comparison(rows=()),
         tmp_path,
-        options=_dp_options(0.5, 1e-5, allow_large_delta=False),
+        options=DpOptions(epsilon=0.5, delta=1e-5),
     )._matched_success("pac-first-order")
     assert smaller < first
     assert first < posterior_from_gaussian_mu(1.0)  # epsilon 2 at delta 1e-5 is mu below 1
