@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -12,8 +13,9 @@ from torch import nn
 
 from sordino.core.checks import require_integer, require_one_of, require_positive
 from sordino.core.directions import MAX_SEED, public_uniform
-from sordino.core.errors import InvalidParameterError
+from sordino.core.errors import InvalidParameterError, ModelUnavailableError
 from sordino.models._quiet import quiet
+from sordino.models._reading import first_line
 from sordino.models.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 FACTORS = ("b", "both")
 _ADAPTER = "default"
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _QUERY_AND_VALUE = ("q_proj", "v_proj", "query", "value", "q", "v", "query_proj", "value_proj")
 # name parts that wrappers add: PEFT, DDP, torch.compile, FSDP, activation checkpointing
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -129,11 +132,83 @@ def save_adapter(model: PeftModel, folder: str | Path, *, base_model: str) -> No
         model, adapter_name=_ADAPTER, save_embedding_layers=False
     )  # "auto" would ask the hub for the base model's vocabulary
     tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config[_ADAPTER].to_dict()
     config |= {"base_model_name_or_path": base_model, "inference_mode": True}
     text = json.dumps(config, indent=2, sort_keys=True, default=_sorted_set)
-    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+    (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def read_adapter_base(folder: str | Path) -> str:
+    """Returns the base model that an adapter's folder names.
+
+    Raises:
+        ModelUnavailableError: If it names none.
+    """
+    try:
+        name = json.loads((Path(folder) / _CONFIG).read_text("utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = None
+    if not isinstance(name, str) or not name:
+        raise ModelUnavailableError(
+            f"Adapter {folder}: {_CONFIG} names no base model. Name it with --model BASE."
+        )
+    return name
+
+
+def load_adapter(model: PreTrainedModel, folder: str | Path) -> tuple[PeftModel, str]:
+    """Returns a base model with an adapter of any origin, frozen, and the SHA-256 of its files.
+
+    Args:
+        model: The base model, plain or packed; it is changed in place.
+        folder: Holds adapter_config.json and adapter_model.safetensors, as PEFT writes them.
+
+    Raises:
+        ModelUnavailableError: If the adapter cannot be read, does not fit the model, or works on
+            the input (prompt tuning) and not inside the layers.
+    """
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft.tuners.lora import Linear
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    try:
+        config = PeftConfig.from_pretrained(str(folder.absolute()))
+        state = load_file(folder / _WEIGHTS)  # never pickle
+    except Exception as error:  # noqa: BLE001 - readers of other projects raise anything
+        raise ModelUnavailableError(
+            f"Adapter {folder}: it cannot be read ({first_line(error)}). The folder must hold "
+            f"{_CONFIG} and {_WEIGHTS}."
+        ) from None
+    if config.is_prompt_learning:
+        raise ModelUnavailableError(
+            f"Adapter {folder}: {config.peft_type.value} adapters work on the input, which is not "
+            "covered. Merge it into a model, or use adapters inside layers, such as LoRA."
+        )
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        config._register_custom_module({PackedLinear: Linear})  # noqa: SLF001 - PEFT's documented way
+    config.inference_mode = True
+    try:
+        with torch.random.fork_rng(devices=[]), quiet():
+            adapted = get_peft_model(model, config, adapter_name=_ADAPTER)
+            result = set_peft_model_state_dict(adapted, state, adapter_name=_ADAPTER)
+    except (RuntimeError, ValueError) as error:
+        raise ModelUnavailableError(
+            f"Adapter {folder}: it does not fit the base model ({first_line(error)})."
+        ) from None
+    absent = [name for name in result.missing_keys if f".{_ADAPTER}." in name]
+    if result.unexpected_keys or absent:
+        name = [*result.unexpected_keys, *absent][0]
+        raise ModelUnavailableError(
+            f"Adapter {folder}: its tensors are not those that its configuration makes in this "
+            f"base model (the first: {name}). Give the base it was trained on."
+        )
+    adapted.requires_grad_(requires_grad=False)
+    adapted.eval()
+    digest = hashlib.sha256()
+    for name in (_CONFIG, _WEIGHTS):
+        digest.update((folder / name).read_bytes())
+    return adapted, digest.hexdigest()
 
 
 def save_full(

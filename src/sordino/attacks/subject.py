@@ -1,0 +1,164 @@
+"""What is audited: a tuned model and, where there is one, the base that it was tuned from."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sordino.core.errors import InvalidParameterError
+from sordino.gradients.objectives import LanguageModel
+from sordino.ledger.ledger import Ledger
+from sordino.models import load_adapter, load_model, read_adapter_base
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    import torch
+
+    from sordino.models import LoadedModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Subject:
+    """A model under attack.
+
+    Args:
+        name: The user's words for it, without the folders of this machine.
+        kind: "run" (a folder of `sordino tune`), "adapter" (a PEFT folder) or "model".
+        tuned: The model as it would be published.
+        tokenizer: Its tokenizer.
+        context_length: Longest input in tokens.
+        fingerprint: SHA-256 of the files attacked.
+        base_fingerprint: SHA-256 of the base's files; None without a base.
+        ledger: What a Sordino run recorded; None for models made elsewhere.
+    """
+
+    name: str
+    kind: str
+    tuned: LanguageModel
+    tokenizer: Any
+    context_length: int
+    fingerprint: str
+    base_fingerprint: str | None
+    ledger: Ledger | None
+    open_base: Callable[[], AbstractContextManager[LanguageModel]] | None
+
+    @property
+    def has_base(self) -> bool:
+        """Whether scores against the base can be computed."""
+        return self.open_base is not None
+
+    def base(self) -> AbstractContextManager[LanguageModel]:
+        """Returns a context whose language model computes as the base does.
+
+        With an adapter it is the same model with the adapter switched off: inside the context
+        `tuned` computes as the base too.
+
+        Raises:
+            InvalidParameterError: If there is no base.
+        """
+        if self.open_base is None:
+            raise InvalidParameterError(
+                f"{self.name} is a whole model without a known base: name the model that it was "
+                "tuned from, with --model BASE."
+            )
+        return self.open_base()
+
+
+def open_subject(
+    source: str, *, base: str | None = None, dtype: torch.dtype, device: str = "cpu"
+) -> Subject:
+    """Returns the model to attack.
+
+    Args:
+        source: A folder of `sordino tune`, a PEFT adapter's folder, or anything that `load_model`
+            reads: a model folder, a GGUF file, a hub id, "embedded".
+        base: The model it was tuned from; None takes what an adapter's folder names, and no base
+            for whole models.
+        dtype: Compute type.
+        device: Where to compute.
+
+    Raises:
+        InvalidParameterError: If the base is not the one the run started from, or does not have
+            the same vocabulary.
+        ModelUnavailableError: If a model cannot be read.
+        LedgerError: If the ledger of a run folder is damaged.
+    """
+    folder = Path(source)
+    ledger = Ledger.open(folder / "ledger.jsonl") if (folder / "ledger.jsonl").is_file() else None
+    kind = "model" if ledger is None else "run"
+    if (folder / "adapter_config.json").is_file():
+        return _open_adapter(folder, base, ledger, dtype=dtype, device=device)
+    loaded = load_model(source, dtype=dtype, device=device)
+    reference = None if base is None else load_model(base, dtype=dtype, device=device)
+    if reference is not None:
+        _require_started_from(ledger, reference)
+        if reference.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+            raise InvalidParameterError(
+                f"model {base} has another vocabulary than {source}, so their probabilities "
+                "cannot be compared. Give the model that it was tuned from."
+            )
+    other = None if reference is None else _language_model(reference, reference.model)
+    return Subject(
+        name=folder.name if folder.exists() else source,
+        kind=kind,
+        tuned=_language_model(loaded, loaded.model),
+        tokenizer=loaded.tokenizer,
+        context_length=loaded.context_length,
+        fingerprint=loaded.fingerprint,
+        base_fingerprint=None if reference is None else reference.fingerprint,
+        ledger=ledger,
+        open_base=None if other is None else lambda: nullcontext(other),
+    )
+
+
+def _open_adapter(
+    folder: Path, base: str | None, ledger: Ledger | None, *, dtype: torch.dtype, device: str
+) -> Subject:
+    """Returns an adapter on its base model, which is the same model with the adapter off."""
+    opening = ledger.events[0] if ledger is not None else {}
+    loaded = load_model(
+        base or opening.get("base_model") or read_adapter_base(folder),
+        dtype=dtype,
+        device=device,
+        base_bits=opening.get("base_bits"),
+    )
+    _require_started_from(ledger, loaded)
+    adapted, fingerprint = load_adapter(loaded.model, folder)
+    tuned = _language_model(loaded, adapted.get_base_model())
+
+    @contextmanager
+    def open_base() -> Iterator[LanguageModel]:
+        with adapted.disable_adapter():
+            yield tuned
+
+    return Subject(
+        name=folder.name,
+        kind="adapter" if ledger is None else "run",
+        tuned=tuned,
+        tokenizer=loaded.tokenizer,
+        context_length=loaded.context_length,
+        fingerprint=fingerprint,
+        base_fingerprint=loaded.fingerprint,
+        ledger=ledger,
+        open_base=open_base,
+    )
+
+
+def _language_model(loaded: LoadedModel, model: Any) -> LanguageModel:
+    """Returns a frozen model as objectives see it."""
+    model.requires_grad_(requires_grad=False)
+    model.eval()
+    return LanguageModel(model, loaded.tokenizer.pad_token_id)
+
+
+def _require_started_from(ledger: Ledger | None, base: LoadedModel) -> None:
+    """Raises unless a run started from these files."""
+    if ledger is not None and ledger.events[0].get("base_model_sha256") != base.fingerprint:
+        raise InvalidParameterError(
+            f"model {base.source} is not the base that this run started from (another SHA-256). "
+            "Give the same files with --model BASE."
+        )

@@ -1,0 +1,96 @@
+"""Opening runs, foreign adapters, model folders and GGUF files for an attack."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from helpers_runs import SMALL, sentiment_rows, write_jsonl, write_tiny_model
+from sordino import tune
+from sordino.attacks.subject import open_subject
+from sordino.core.errors import InvalidParameterError, ModelUnavailableError
+from sordino.models import load_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sordino.gradients.objectives import LanguageModel
+
+IDS = torch.tensor([[3, 4, 5, 6]])
+
+
+def logits(model: LanguageModel) -> torch.Tensor:
+    return model.causal_lm(input_ids=IDS).logits
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with an adapter."""
+    folder = tmp_path_factory.mktemp("runs")
+    train = write_jsonl(folder / "train.jsonl", sentiment_rows(24))
+    tune(model=str(tiny_model), train=train, output=folder / "run", **SMALL)
+    return folder / "run"
+
+
+def test_run_with_its_base(run: Path, tiny_model: Path) -> None:
+    """Inside the base context the adapter is off, outside it is on."""
+    subject = open_subject(str(run), base=str(tiny_model), dtype=torch.float32)
+    plain = load_model(str(tiny_model)).model(input_ids=IDS).logits
+    tuned = logits(subject.tuned)
+    with subject.base() as base:
+        assert torch.equal(logits(base), plain)
+    assert torch.equal(logits(subject.tuned), tuned)
+    assert not torch.equal(tuned, plain)
+    assert (subject.kind, subject.name) == ("run", "run")
+    assert subject.ledger is not None
+
+
+def test_foreign_adapter_needs_no_ledger(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """An adapter's folder names its base; its weights are those of plain PEFT."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(run / name, tmp_path / name)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tiny_model)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    subject = open_subject(str(tmp_path), dtype=torch.float32)
+    of_run = open_subject(str(run), base=str(tiny_model), dtype=torch.float32)
+    assert subject.kind == "adapter"
+    assert torch.equal(logits(subject.tuned), logits(of_run.tuned))
+
+
+def test_other_base_is_refused(run: Path, tmp_path: Path) -> None:
+    """A run names the files it started from, and others would give wrong scores."""
+    other = write_tiny_model(tmp_path / "other", hidden_size=32)
+    with pytest.raises(InvalidParameterError, match="not the base that this run started from"):
+        open_subject(str(run), base=str(other), dtype=torch.float32)
+
+
+def test_adapter_that_does_not_fit(run: Path, tmp_path: Path) -> None:
+    """Tensors of another size are an error in words, not silently left out."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(run / name, tmp_path / name)
+    other = write_tiny_model(tmp_path / "other", hidden_size=32)
+    with pytest.raises(ModelUnavailableError, match="does not fit"):
+        open_subject(str(tmp_path), base=str(other), dtype=torch.float32)
+
+
+def test_pickled_adapter_is_refused(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """adapter_model.bin is never read."""
+    shutil.copy(run / "adapter_config.json", tmp_path / "adapter_config.json")
+    (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ModelUnavailableError, match=r"adapter_model\.safetensors"):
+        open_subject(str(tmp_path), base=str(tiny_model), dtype=torch.float32)
+
+
+def test_whole_model_without_and_with_base(tiny_model: Path) -> None:
+    """A model folder has a base only if one is named."""
+    alone = open_subject(str(tiny_model), dtype=torch.float32)
+    with pytest.raises(InvalidParameterError, match="--model BASE"):
+        alone.base()
+    both = open_subject(str(tiny_model), base=str(tiny_model), dtype=torch.float32)
+    with both.base() as base:
+        assert torch.equal(logits(base), logits(both.tuned))
