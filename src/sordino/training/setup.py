@@ -271,7 +271,7 @@ def make_language_model(
     model: Any,
     *,
     num_frozen_blocks: int,
-    has_fixed_batches: bool = True,
+    kept_states: str = "batches",
     **options: Any,
 ) -> LanguageModel:
     """Returns the model as objectives see it.
@@ -280,11 +280,11 @@ def make_language_model(
         loaded: The base model.
         model: What computes: the base model, a copy of it, or the PEFT model around it.
         num_frozen_blocks: Blocks below the first adapted one; 0 when all weights are trained.
-        has_fixed_batches: Whether every step has the same batches.
+        kept_states: What the frozen blocks give and is kept, see `FrozenPrefix.find`.
         **options: Further fields of the `LanguageModel`.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    prefix = FrozenPrefix.find(causal_lm, num_frozen_blocks, keeps_states=has_fixed_batches)
+    prefix = FrozenPrefix.find(causal_lm, num_frozen_blocks, kept=kept_states)
     return LanguageModel(causal_lm, loaded.tokenizer.pad_token_id, prefix=prefix, **options)
 
 

@@ -146,7 +146,7 @@ def _make_gradient_stepper(
         given.loaded,
         model,
         num_frozen_blocks=given.num_frozen_blocks,
-        has_fixed_batches=isinstance(plan, BatchPlan) and config.batch_size is None,
+        kept_states="records" if _has_changing_batches(given) else "batches",
     )
     objective = given.encoded.objective
     if dp is not None and isinstance(plan, PoissonPlan):
@@ -195,7 +195,8 @@ def _make_symbol_stepper(
         given.loaded,
         space.model if is_copied else given.model,
         num_frozen_blocks=given.num_frozen_blocks,
-        has_fixed_batches=isinstance(plan, BatchPlan) and config.batch_size is None,
+        # a continued run must give the same signs, so their last bits matter
+        kept_states="nothing" if _has_changing_batches(given) else "batches",
         rows=space.rows,
     )
     shared_weight = find_shared_weight(config, given.task)
@@ -232,6 +233,11 @@ def _make_symbol_stepper(
         sampling=_sampling_words(given),
         shared_weight=shared_weight,
     )
+
+
+def _has_changing_batches(given: Ingredients) -> bool:
+    """Returns whether each step has batches of its own."""
+    return given.dp is not None or given.config.batch_size is not None
 
 
 def _make_mechanism(

@@ -81,3 +81,49 @@ def test_gradients_and_model_are_untouched() -> None:
 def test_nothing_frozen_means_no_prefix() -> None:
     """Without a frozen block there is nothing to keep."""
     assert FrozenPrefix.find(make_model("llama"), 0) is None
+
+
+def test_records_are_kept_whatever_batch_they_come_in() -> None:
+    """A record in another batch, padded otherwise, has the states of the whole model."""
+    model = make_model("llama")
+    prefix = FrozenPrefix.find(model, 2, kept="records")
+    assert prefix is not None
+    computed = []
+    compute = prefix._compute
+    prefix._compute = lambda ids: computed.append(tuple(ids.shape)) or compute(ids)
+    generator = torch.Generator().manual_seed(1)
+    records = [torch.randint(3, 64, (length,), generator=generator) for length in (7, 5, 5, 3)]
+    records[1][-2:] = 0  # ends with the padding token, which is real there
+    for chosen, expected in [
+        ((0, 1), [(2, 7)]),
+        ((1, 0), []),
+        ((1, 2), [(1, 5)]),
+        ((2, 3), [(1, 5)]),
+        ((3,), [(1, 3)]),  # without padding it is another row
+        ((3, 0), [(1, 7)]),  # kept shorter than it is needed
+        ((3, 2), []),
+        ((0, 3), []),
+    ]:
+        computed.clear()
+        length = max(len(records[i]) for i in chosen)
+        tokens = torch.zeros(len(chosen), length, dtype=torch.long)
+        for row, i in enumerate(chosen):
+            tokens[row, : len(records[i])] = records[i]
+        with torch.no_grad():
+            whole = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+            torch.testing.assert_close(prefix.last_hidden_state(tokens), whole)
+        assert computed == expected
+
+
+def test_what_does_not_fit_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without room nothing is kept, and the states are right."""
+    monkeypatch.setattr("sordino.gradients.prefix._LARGEST_CACHE_BYTES", 100)
+    model = make_model("llama")
+    prefix = FrozenPrefix.find(model, 2, kept="records")
+    assert prefix is not None
+    tokens = torch.randint(3, 64, (3, 7), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+        for _ in range(2):
+            torch.testing.assert_close(prefix.last_hidden_state(tokens), whole)
+    assert not prefix._kept
