@@ -110,7 +110,7 @@ def mutual_information_lower_bound(
 
     Example:
         >>> f"{mutual_information_lower_bound(1, 128):.5f}"
-        '0.05149'
+        '0.05154'
     """
     candidates = require_integer("num_subsets", num_subsets, 2)
     share = require_integer("rank", rank, 1, candidates) / candidates
