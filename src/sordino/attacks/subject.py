@@ -27,21 +27,25 @@ class Subject:
 
     Args:
         name: The user's words for it, without the folders of this machine.
+        source: What was opened, as the user gave it.
         kind: "run" (a folder of `sordino tune`), "adapter" (a PEFT folder) or "model".
         tuned: The model as it would be published.
         tokenizer: Its tokenizer.
         context_length: Longest input in tokens.
         fingerprint: SHA-256 of the files attacked.
+        base_source: Where the base was loaded from; None without a base.
         base_fingerprint: SHA-256 of the base's files; None without a base.
         ledger: What a Sordino run recorded; None for models made elsewhere.
     """
 
     name: str
+    source: str
     kind: str
     tuned: LanguageModel
     tokenizer: Any
     context_length: int
     fingerprint: str
+    base_source: str | None
     base_fingerprint: str | None
     ledger: Ledger | None
     open_base: Callable[[], AbstractContextManager[LanguageModel]] | None
@@ -104,11 +108,13 @@ def open_subject(
     other = None if reference is None else _language_model(reference, reference.model)
     return Subject(
         name=folder.name if folder.exists() else source,
+        source=source,
         kind=kind,
         tuned=_language_model(loaded, loaded.model),
         tokenizer=loaded.tokenizer,
         context_length=loaded.context_length,
         fingerprint=loaded.fingerprint,
+        base_source=base,
         base_fingerprint=None if reference is None else reference.fingerprint,
         ledger=ledger,
         open_base=None if other is None else lambda: nullcontext(other),
@@ -137,11 +143,13 @@ def _open_adapter(
 
     return Subject(
         name=folder.name,
+        source=str(folder),
         kind="adapter" if ledger is None else "run",
         tuned=tuned,
         tokenizer=loaded.tokenizer,
         context_length=loaded.context_length,
         fingerprint=fingerprint,
+        base_source=loaded.source,
         base_fingerprint=loaded.fingerprint,
         ledger=ledger,
         open_base=open_base,

@@ -21,9 +21,9 @@ from sordino.core.errors import InvalidDataError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ExtrapolatedExposure", "exposure", "extrapolated_exposure"]
+__all__ = ["FEWEST_REFERENCES", "ExtrapolatedExposure", "exposure", "extrapolated_exposure"]
 
-_FEWEST_REFERENCES = 100  # for three fitted parameters; fewer would extrapolate from noise
+FEWEST_REFERENCES = 100  # for three fitted parameters; fewer would extrapolate from noise
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 _REACH = 45.0  # in lengths of exponential decay: what lies beyond is below 1e-19
 _LARGEST_SKEWNESS = 0.99  # of a skew-normal law: 0.9953
@@ -107,9 +107,9 @@ def extrapolated_exposure(
     """
     secrets = require_scores("secret_scores", secret_scores)
     references = require_scores("reference_scores", reference_scores)
-    if references.size < _FEWEST_REFERENCES or not np.ptp(references) > 0.0:
+    if references.size < FEWEST_REFERENCES or not np.ptp(references) > 0.0:
         raise InvalidDataError(
-            f"reference_scores must be at least {_FEWEST_REFERENCES} scores that are not all "
+            f"reference_scores must be at least {FEWEST_REFERENCES} scores that are not all "
             f"equal, got {references.size}. Use exposure, or draw more references."
         )
     shape, location, scale = _fit(references)

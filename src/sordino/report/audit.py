@@ -1,0 +1,301 @@
+"""`sordino audit`: attack a model, and hold what the attacks prove against what was claimed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+from typing_extensions import Doc
+
+from sordino.attacks.canaries import read_canaries
+from sordino.attacks.scores import SCORES
+from sordino.attacks.subject import open_subject
+from sordino.core.checks import require_in_range, require_integer
+from sordino.core.errors import InvalidParameterError
+from sordino.data import read_records
+from sordino.ledger.certificate import compute_certificate, describe_certificate
+from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
+from sordino.models import choose_compute_dtype
+from sordino.report.audit_control import run_control
+from sordino.report.audit_games import judge_pool, judge_subset
+from sordino.report.audit_measure import (
+    Material,
+    choose_rules,
+    measure,
+    measure_control,
+    plan_control,
+    score_material,
+)
+from sordino.report.audit_record import Audit
+from sordino.report.audit_subset import find_subset_game
+from sordino.training import options  # noqa: TC001 - read when the command line is made
+from sordino.training.run_folder import RunFolder
+from sordino.training.workers import Workers
+
+if TYPE_CHECKING:
+    from sordino.attacks.subject import Subject
+    from sordino.data import Record
+    from sordino.ledger.certificate import Certificate
+    from sordino.report.audit_measure import Measured
+
+DEFAULT_DELTA = 1e-5
+_FEWEST_GUESSES = 100
+_SUFFIX = ".audit"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """A finished audit and where it lies."""
+
+    output: Path
+    audit: Audit
+
+    @property
+    def record(self) -> Path:
+        """The numbers, for machines and for `sordino report`."""
+        return self.output / "audit.json"
+
+
+def audit(
+    run: Annotated[
+        str, Doc("Run folder, PEFT adapter, model folder, GGUF file, hub id, or 'embedded'.")
+    ],
+    *,
+    members: Annotated[
+        Path | None, Doc("Records it was tuned on: the training file, or a sample of it.")
+    ] = None,
+    nonmembers: Annotated[
+        Path | None, Doc("Records of the same kind that it was not tuned on.")
+    ] = None,
+    model: Annotated[
+        str | None, Doc("Model that it was tuned from; default: what an adapter names.")
+    ] = None,
+    canaries: Annotated[bool, Doc("Attack the canaries that the run planned, if any.")] = True,
+    attacks: Annotated[
+        list[str] | None,
+        Doc(f"One of {', '.join(SCORES)}; may be repeated; default: all. The first one decides."),
+    ] = None,
+    num_guesses: Annotated[
+        int | None, Doc("Canaries guessed; default: a tenth, at least 100. Fix it beforehand.")
+    ] = None,
+    delta: Annotated[
+        float | None, Doc(f"Of the bound on epsilon; default: the claim's, or {DEFAULT_DELTA:g}.")
+    ] = None,
+    significance: Annotated[float, Doc("One minus the confidence of every statement.")] = 0.05,
+    control: Annotated[
+        bool, Doc("Tune a positive control, which must be caught; it takes the most time.")
+    ] = True,
+    control_epochs: Annotated[int, Doc("How often the control sees each record.")] = 10,
+    output: Annotated[Path | None, Doc("Folder of the audit; default: RUN.audit.")] = None,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    tokens_per_batch: options.TokensPerBatch = 2048,
+) -> AuditResult:
+    """Attacks a tuned model, and holds what the attacks prove against what was claimed.
+
+    Two games, one verdict each: which candidate subset was used (by an attacker who knows the
+    pool), and whether a record is in the pool at all (canaries, which enter by a secret coin). The
+    positive control shows whether the attacks would have seen a leak. Interrupted, it goes on where
+    it stopped. The folder is for the data holder: its numbers are computed on the records.
+
+    Returns:
+        The folder and the record; exit code 2 if a claim is contradicted.
+
+    Raises:
+        InvalidParameterError: If a setting is out of range, or there is nothing to attack.
+        InvalidDataError: If records cannot be used.
+        ModelUnavailableError: If a model cannot be read.
+
+    Example:
+        sordino audit run --model embedded --members notes.jsonl --nonmembers others.jsonl
+    """
+    began = time.monotonic()
+    require_in_range("significance", significance, 1e-9, 0.5)
+    require_integer("control_epochs", control_epochs, 1)
+    if (members is None) != (nonmembers is None):
+        raise InvalidParameterError(
+            "--members and --nonmembers belong together: one side alone tells nothing."
+        )
+    place = Workers.start(device).device
+    compute_dtype = choose_compute_dtype(dtype, place)
+    subject = open_subject(run, base=model, dtype=compute_dtype, device=place)
+    certificate = None if subject.ledger is None else compute_certificate(subject.ledger)
+    folder = RunFolder(Path(run))
+    planned = None
+    if canaries and subject.ledger is not None and folder.canaries.exists():
+        planned = read_canaries(folder.canaries)
+    if members is None and planned is None:
+        raise InvalidParameterError(
+            "there is nothing to attack: give --members and --nonmembers, or audit a run that was "
+            "tuned with --canaries."
+        )
+    material = Material(
+        members=_read(members),
+        nonmembers=_read(nonmembers),
+        canaries=() if planned is None else planned.records,
+        style="" if planned is None else planned.style,
+        task=None if subject.ledger is None else subject.ledger.events[0]["task"],
+    )
+    num_canaries = len(material.canaries)
+    rules = choose_rules(
+        subject,
+        attacks,
+        num_guesses=_num_guesses(num_guesses, num_canaries),
+        delta=_delta(delta, certificate),
+        significance=significance,
+    )
+    output = output or folder_of_audit(run)
+    output.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
+    game = find_subset_game(
+        subject.ledger, len(material.members) + num_canaries, kept=folder.subset, folder=output
+    )
+    scores = score_material(subject, material, output, "audit", tokens_per_batch=tokens_per_batch)
+    measured = measure(
+        scores,
+        material,
+        rules,
+        is_included=np.zeros(0, dtype=np.bool_) if planned is None else planned.is_included,
+        game=game,
+    )
+    how = None
+    if control:
+        plan = plan_control(material, game, epochs=control_epochs, seed=seed)
+        how = plan.describe()
+        copy = run_control(
+            plan,
+            subject,
+            output / "control",
+            task=material.task,
+            seed=seed,
+            dtype=compute_dtype,
+            device=place,
+            tokens_per_batch=tokens_per_batch,
+        )
+        on_control = measure_control(
+            copy,
+            plan,
+            material,
+            rules,
+            game=game,
+            folder=output / "control",
+            tokens_per_batch=tokens_per_batch,
+        )
+        measured = measured.with_control(on_control)
+    verdicts = ()
+    if certificate is not None:
+        verdicts = (
+            judge_subset(certificate, measured.subset, significance),
+            judge_pool(certificate, measured.canaries, significance),
+        )
+    record = Audit(
+        sordino_version=version("sordino"),
+        made_on=datetime.now(UTC).date().isoformat(),
+        subject={
+            "name": subject.name,
+            "kind": subject.kind,
+            "sha256": subject.fingerprint,
+            "base_sha256": subject.base_fingerprint,
+        },
+        certificate_in_words=tuple(describe_certificate(certificate)) if certificate else (),
+        verdicts=verdicts,
+        membership=measured.membership,
+        canaries=measured.canaries,
+        subset=measured.subset,
+        control=how,
+        cost={"seconds": round(time.monotonic() - began, 1)},
+        settings={
+            "attacks": list(rules.names),
+            "deciding attack": rules.deciding,
+            "significance": significance,
+            "seed": seed,
+            "compute dtype": str(compute_dtype).removeprefix("torch."),
+        },
+        notes=_notes(subject, measured, has_control=how is not None),
+    )
+    replace_file(output / "audit.json", record.to_bytes(), mode=PRIVATE_FILE_MODE)
+    return AuditResult(output, record)
+
+
+def folder_of_audit(run: str) -> Path:
+    """Returns where the audit of a model lies by default: beside a folder or file, else here."""
+    path = Path(run)
+    if path.exists():
+        path = path.absolute()
+        return path.with_name(path.name + _SUFFIX)
+    return Path(run.replace("/", "--") + _SUFFIX)  # a hub id, or "embedded"
+
+
+def _read(path: Path | None) -> list[Record]:
+    """Returns the records of one side; a file with texts alone is scored as it is."""
+    if path is None:
+        return []
+    return read_records(path, min_records=2)
+
+
+def _num_guesses(asked: int | None, num_canaries: int) -> int:
+    """Returns how many canaries are guessed: a tenth, at least 100, at most all."""
+    if asked is not None:
+        return require_integer("num_guesses", asked, 1, max(num_canaries, 1))
+    return min(num_canaries, max(_FEWEST_GUESSES, num_canaries // 10))
+
+
+def _delta(asked: float | None, certificate: Certificate | None) -> float:
+    """Returns the delta of the bound on epsilon: what was asked for, or the claim's."""
+    if asked is not None:
+        return require_in_range("delta", asked, 0.0, 1.0)
+    if certificate is None or certificate.pool.delta is None:
+        return DEFAULT_DELTA
+    return certificate.pool.delta
+
+
+def _notes(subject: Subject, measured: Measured, *, has_control: bool) -> tuple[str, ...]:
+    """Returns what must be read with the numbers."""
+    notes = [
+        (
+            "Everything measured here is a lower bound on what this model gives away, found by "
+            "these attacks. None of it is a guarantee."
+        ),
+    ]
+    if measured.membership is not None:
+        notes.append(
+            "Membership attacks compare two files. If the files differ in anything but membership "
+            "(time, source, style), the attacks may see that difference instead; intervals treat "
+            "records as independent and describe this model, not the method that made it."
+        )
+        if measured.membership.num_removed:
+            notes.append(
+                f"{measured.membership.num_removed} records were left out: they come twice, or on "
+                "both sides."
+            )
+    if measured.canaries is not None:
+        notes.append(
+            "The bound on epsilon rests on canaries, which entered the pool by secret fair coins, "
+            "and on a number of guesses that was fixed beforehand."
+        )
+    if measured.subset is not None and measured.subset.is_drawn_after:
+        notes.append(
+            "Subset game: this run never read a secret subset, so one was drawn after it. That "
+            "protects the subset perfectly and says nothing about membership in the pool."
+        )
+    if not has_control:
+        notes.append("No positive control was run, so no claim can be found consistent.")
+    elif measured.membership is not None and not _is_caught(measured):
+        notes.append(
+            "On the positive control no membership attack was better than a guess: attacks on "
+            "records had no power."
+        )
+    if not subject.has_base:
+        notes.append("Without a base model, scores that compare with it were left out.")
+    return tuple(notes)
+
+
+def _is_caught(measured: Measured) -> bool:
+    """Returns whether some membership attack beats a guess on the positive control."""
+    attacks = () if measured.membership is None else measured.membership.control
+    return any(attack.auc_lower > 0.5 for attack in attacks)

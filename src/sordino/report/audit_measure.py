@@ -1,0 +1,333 @@
+"""Scoring what is at hand, and measuring both games on one model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sordino.attacks.canaries import canary_guess_bound, exposure
+from sordino.attacks.score_store import score_texts
+from sordino.attacks.scores import SCORES
+from sordino.attacks.texts import encode_texts
+from sordino.auditing.exposure import FEWEST_REFERENCES, extrapolated_exposure
+from sordino.core.errors import InvalidParameterError
+from sordino.data import normalize_text
+from sordino.report.audit_control import ControlPlan, random_half
+from sordino.report.audit_games import attack_result, attack_results, play_subset_game
+from sordino.report.audit_record import CanaryResult, Membership, SubsetResult
+from sordino.training.progress import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from sordino.attacks.subject import Subject
+    from sordino.data import Record
+    from sordino.report.audit_subset import SubsetGame
+
+    ByName = dict[str, NDArray[np.float64]]
+
+_MOST_CONTROL_RECORDS = 1_000
+_FEWEST_SCORED = 2  # of each side, for an interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Material:
+    """What is scored: records of both sides and canaries, each in its order.
+
+    Args:
+        members: Records that the model was tuned on.
+        nonmembers: Records that it was not.
+        canaries: Every planned canary, in the pool or not.
+        style: How the canaries were made.
+        task: How records become tokens: the ledger's "task"; None goes by their columns.
+    """
+
+    members: Sequence[Record]
+    nonmembers: Sequence[Record]
+    canaries: Sequence[Record]
+    style: str
+    task: Mapping[str, Any] | None
+
+    def only_once(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
+        """Returns which members and non-members are compared, and how many are left out.
+
+        A text on both sides tells nothing and one that comes twice would count twice: the first
+        member of equal texts is kept.
+        """
+        seen: set[tuple[str, str | None, str]] = set()
+        sides = []
+        for records in (self.members, self.nonmembers):
+            kept = np.zeros(len(records), dtype=np.bool_)
+            for place, record in enumerate(records):
+                text = normalize_text(record.prompt + " ".join(record.references))
+                kept[place] = text not in seen
+                seen.add(text)
+            sides.append(kept)
+        members, nonmembers = sides
+        return members, nonmembers, int(sum((~kept).sum() for kept in sides))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rules:
+    """What is fixed before anything is measured.
+
+    Args:
+        names: Scores that are reported.
+        deciding: The one that guesses canaries and orders candidates.
+        num_guesses: Canaries guessed.
+        delta: Of the bound on epsilon.
+        significance: One minus the confidence of each statement.
+    """
+
+    names: Sequence[str]
+    deciding: str
+    num_guesses: int
+    delta: float
+    significance: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What the attacks found on one model; parts that could not be measured are None."""
+
+    membership: Membership | None = None
+    canaries: CanaryResult | None = None
+    subset: SubsetResult | None = None
+
+    def with_control(self, control: Measured) -> Measured:
+        """Returns this with what the same attacks found on the positive control beside it."""
+        membership, canaries, subset = self.membership, self.canaries, self.subset
+        if membership is not None and control.membership is not None:
+            membership = replace(membership, control=control.membership.attacks)
+        if canaries is not None and control.canaries is not None:
+            found = control.canaries.epsilon_lower
+            canaries = replace(canaries, control_epsilon_lower=found)
+        if subset is not None and control.subset is not None:
+            found = control.subset.posterior_lower
+            subset = replace(subset, control_posterior_lower=found)
+        return Measured(membership=membership, canaries=canaries, subset=subset)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """Scores by name; a side without records has none."""
+
+    members: ByName
+    nonmembers: ByName
+    canaries: ByName
+
+
+def choose_rules(
+    subject: Subject,
+    attacks: Sequence[str] | None,
+    *,
+    num_guesses: int,
+    delta: float,
+    significance: float,
+) -> Rules:
+    """Returns the rules; without a wish all scores that can be computed are reported.
+
+    Raises:
+        InvalidParameterError: If a wanted score is unknown or needs a base that there is not.
+    """
+    possible = [name for name, score in SCORES.items() if subject.has_base or not score.needs_base]
+    for name in attacks or ():
+        if name not in SCORES:
+            raise InvalidParameterError(f"attacks must be among {', '.join(SCORES)}; got {name!r}.")
+        if name not in possible:
+            raise InvalidParameterError(
+                f"attack {name} compares with the base model: name it with --model BASE."
+            )
+    usual = "reference-difference" if subject.has_base else "loss"
+    return Rules(
+        names=list(dict.fromkeys(attacks)) if attacks else possible,
+        deciding=attacks[0] if attacks else usual,
+        num_guesses=num_guesses,
+        delta=delta,
+        significance=significance,
+    )
+
+
+def score_material(
+    subject: Subject, material: Material, folder: Path, title: str, *, tokens_per_batch: int
+) -> Scores:
+    """Returns all scores of all records; what an interrupted audit scored is not scored again."""
+
+    def score(side: str, records: Sequence[Record]) -> ByName:
+        if not records:
+            return {}
+        texts = encode_texts(records, subject.tokenizer, subject.context_length, task=material.task)
+        with progress(f"{title}: {side}", len(texts)) as advance:
+            return score_texts(
+                subject,
+                texts,
+                folder / f"scores-{side}.PRIVATE.jsonl",
+                tokens_per_batch=tokens_per_batch,
+                advance=advance,
+            )
+
+    return Scores(
+        members=score("members", material.members),
+        nonmembers=score("nonmembers", material.nonmembers),
+        canaries=score("canaries", material.canaries),
+    )
+
+
+def measure(
+    scores: Scores,
+    material: Material,
+    rules: Rules,
+    *,
+    is_included: NDArray[np.bool_],
+    game: SubsetGame | None,
+) -> Measured:
+    """Returns what the scores of the audited model tell.
+
+    Args:
+        scores: Of `material`.
+        material: What was scored.
+        rules: Fixed beforehand.
+        is_included: Which canaries are in the pool.
+        game: The subset game over all places of the pool, members first and then every canary's;
+            None where it cannot be played.
+    """
+    membership = subset = None
+    if scores.members and scores.nonmembers:
+        kept_members, kept_nonmembers, num_removed = material.only_once()
+        sides = [
+            {name: side[name][kept] for name in rules.names}
+            for side, kept in (
+                (scores.members, kept_members),
+                (scores.nonmembers, kept_nonmembers),
+            )
+        ]
+        membership = _membership(sides[0], sides[1], num_removed, rules)
+    if game is not None:
+        pool = [side[rules.deciding] for side in (scores.members, scores.canaries) if side]
+        is_filled = np.concatenate([np.ones(len(material.members), dtype=np.bool_), is_included])
+        subset = _subset(np.concatenate(pool)[is_filled], game, is_filled, rules)
+    return Measured(
+        membership=membership,
+        canaries=_canaries(scores.canaries, is_included, material.style, rules),
+        subset=subset,
+    )
+
+
+def plan_control(
+    material: Material, game: SubsetGame | None, *, epochs: int, seed: int
+) -> ControlPlan:
+    """Returns what the control learns: half of the records, and the canaries whose coin says so.
+
+    Where the subset game is played, the half is a candidate subset's.
+    """
+    count = len(material.members)
+    chosen = np.arange(count)
+    candidate = None
+    if game is not None and count <= _MOST_CONTROL_RECORDS:
+        candidate = int(np.random.default_rng([seed, 1]).integers(game.membership.shape[1]))
+        is_trained = game.membership[:count, candidate]
+    else:
+        chosen = np.random.default_rng([seed, 2]).permutation(count)[:_MOST_CONTROL_RECORDS]
+        is_trained = random_half(len(chosen), seed)
+    return ControlPlan(
+        records=[material.members[i] for i in chosen],
+        is_trained=is_trained,
+        candidate=candidate,
+        canaries=material.canaries,
+        is_canary_trained=np.random.default_rng([seed, 3]).random(len(material.canaries)) < 0.5,
+        epochs=epochs,
+    )
+
+
+def measure_control(
+    subject: Subject,
+    plan: ControlPlan,
+    material: Material,
+    rules: Rules,
+    *,
+    game: SubsetGame | None,
+    folder: Path,
+    tokens_per_batch: int,
+) -> Measured:
+    """Returns what the same attacks, by the same rules, find on the positive control."""
+    trained = replace(material, members=plan.records, nonmembers=())
+    scores = score_material(subject, trained, folder, "control", tokens_per_batch=tokens_per_batch)
+    membership = subset = None
+    num_in = int(plan.is_trained.sum())
+    if min(num_in, len(plan.records) - num_in) >= _FEWEST_SCORED:
+        inside, outside = (
+            {name: scores.members[name][side] for name in rules.names}
+            for side in (plan.is_trained, ~plan.is_trained)
+        )
+        membership = _membership(inside, outside, 0, rules)
+    if game is not None and plan.candidate is not None:
+        count = len(plan.records)
+        is_filled = np.arange(game.membership.shape[0]) < count
+        own = replace(game, true_candidate=plan.candidate)
+        subset = _subset(scores.members[rules.deciding], own, is_filled, rules)
+    return Measured(
+        membership=membership,
+        canaries=_canaries(scores.canaries, plan.is_canary_trained, material.style, rules),
+        subset=subset,
+    )
+
+
+def _membership(inside: ByName, outside: ByName, num_removed: int, rules: Rules) -> Membership:
+    """Returns the membership attacks on two sides."""
+    sizes = [next(iter(side.values())).size for side in (inside, outside)]
+    if min(sizes) < _FEWEST_SCORED:
+        raise InvalidParameterError(
+            f"an attack needs at least {_FEWEST_SCORED} members and as many others, got {sizes[0]} "
+            f"and {sizes[1]} different texts ({num_removed} were left out: they come twice, or on "
+            "both sides)."
+        )
+    return Membership(
+        num_members=sizes[0],
+        num_nonmembers=sizes[1],
+        num_removed=num_removed,
+        significance=rules.significance,
+        attacks=attack_results(inside, outside, rules.significance),
+    )
+
+
+def _canaries(
+    scores: ByName, is_included: NDArray[np.bool_], style: str, rules: Rules
+) -> CanaryResult | None:
+    """Returns what guessing the canaries proves; None without canaries on both sides."""
+    if not scores or is_included.all() or not is_included.any():
+        return None
+    values = scores[rules.deciding]
+    bound = canary_guess_bound(
+        values, is_included, rules.num_guesses, rules.delta, rules.significance
+    )
+    inside, outside = values[is_included], values[~is_included]
+    extrapolated: list[float] = []
+    if outside.size >= FEWEST_REFERENCES and np.ptp(outside) > 0:
+        extrapolated = extrapolated_exposure(inside, outside).exposures.tolist()
+    return CanaryResult(
+        **asdict(bound),
+        style=style,
+        exposures=tuple(sorted(exposure(inside, outside).tolist())),
+        extrapolated_exposures=tuple(sorted(extrapolated)),
+        attack=attack_result(rules.deciding, inside, outside, rules.significance),
+    )
+
+
+def _subset(
+    scores: NDArray[np.float64], game: SubsetGame, is_filled: NDArray[np.bool_], rules: Rules
+) -> SubsetResult:
+    """Returns how well the scores of the filled places find the candidate that was used."""
+    return play_subset_game(
+        scores,
+        game.membership[is_filled],
+        game.true_candidate,
+        attack=rules.deciding,
+        prior=game.prior,
+        significance=rules.significance,
+        is_drawn_after=game.is_drawn_after,
+    )
