@@ -54,6 +54,7 @@ OPEN = {
     "clip",
     "perturbation",
     "num_records",
+    "canaries",
     "num_steps",
     "directions_per_step",
     "derivative",

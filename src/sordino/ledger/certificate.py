@@ -273,7 +273,11 @@ def _assumptions(opening: dict[str, Any]) -> tuple[str, ...]:
     if opening["guarantee"] == "none":
         return ()
     if opening["guarantee"] == "dp":
-        return (*_dp_assumptions(opening["dp"]), *_teacher_assumptions(opening.get("teacher")))
+        return (
+            *_dp_assumptions(opening["dp"]),
+            *_teacher_assumptions(opening.get("teacher")),
+            *_canary_assumptions(opening),
+        )
     lines = [
         "the holder ran this code as it is, once, on this pool",
         (
@@ -287,7 +291,7 @@ def _assumptions(opening: dict[str, Any]) -> tuple[str, ...]:
             "for secret 2: a record's contribution does not depend, through rounding, on which "
             "other records share its batch"
         )
-    return tuple(lines)
+    return (*lines, *_canary_assumptions(opening))
 
 
 def _dp_assumptions(dp: dict[str, Any]) -> tuple[str, ...]:
@@ -316,6 +320,18 @@ def _teacher_assumptions(teacher: dict[str, Any] | None) -> tuple[str, ...]:
     line = (
         f"the teacher model was not made from these records ({teacher['name']}, SHA-256 "
         f"{teacher['sha256']}): what it learned from them would pass to the student uncounted"
+    )
+    return (line,)
+
+
+def _canary_assumptions(opening: dict[str, Any]) -> tuple[str, ...]:
+    """Returns what the pool holds besides the holder's records, if canaries were planned."""
+    canaries = opening.get("canaries")
+    if canaries is None:
+        return ()
+    line = (
+        f"{canaries['num_planned']} of the {opening['num_records']} in the pool are places for "
+        "canaries, invented for an audit; which of them a coin left empty stayed with the holder"
     )
     return (line,)
 

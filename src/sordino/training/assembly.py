@@ -14,6 +14,7 @@ from sordino.core.checks import require_integer
 from sordino.core.errors import InvalidParameterError, SordinoError
 from sordino.data import group_by_unit
 from sordino.ledger.ledger import canonical_json
+from sordino.training.canaries import plant_canaries
 from sordino.training.dp_plan import make_dp_plan
 from sordino.training.evaluate import evaluate_objective
 from sordino.training.finish import finish_run
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from sordino.gradients.parameters import AbstractParameterSpace
     from sordino.ledger.certificate import Certificate
     from sordino.models import LoadedModel
+    from sordino.training.canaries import CanaryOptions
     from sordino.training.config import TuneConfig
     from sordino.training.dp_plan import DpPlan
     from sordino.training.run_folder import RunFolder
@@ -67,6 +69,7 @@ class RunRequest:
     select: str
     holder_report: bool
     resume: bool
+    canaries: CanaryOptions | None = None
 
     def check_flags(self, *, has_validation: bool) -> None:
         """Raises if a flag asks for what the other settings cannot give."""
@@ -119,6 +122,7 @@ def run(
         held.enter_context(request.folder.locked())
         if not request.resume:
             request.folder.require_new()  # again: only now can no other process start it
+        held.enter_context(request.folder.keeping_canaries(parts.canaries))
         return open_run(session, resume=request.resume)
 
     def initial_state() -> dict[str, torch.Tensor]:
@@ -153,10 +157,11 @@ class Parts:
     """An assembled run that has not begun: nothing is on disk yet."""
 
     session: Session
+    canaries: bytes | None  # the private list, to be written before anything is charged
     model: Any  # what is saved: a PEFT model, or the model itself
     loaded: LoadedModel
     language_model: LanguageModel
-    objective: AbstractObjective  # over the private pool
+    objective: AbstractObjective  # over the private pool, empty places included
 
 
 def assemble(
@@ -173,10 +178,25 @@ def assemble(
     teacher = None
     if request.task.distillation is not None:
         teacher = load_teacher(request.task.distillation, loaded, dtype, workers.device)
-    encoded = encode_records(task, pool, loaded, request.task, teacher)
+    places = workers.from_main(
+        lambda: plant_canaries(
+            request.canaries,
+            pool,
+            public,
+            task=task,
+            task_options=request.task,
+            loaded=loaded,
+            folder=request.folder,
+            seed=config.seed,
+            resume=request.resume,
+        )
+    )
+    encoded = encode_records(task, places.records, loaded, request.task, teacher)
     held_out = encode_records(task, public, loaded, request.task, teacher) if public else None
     model, tensors, adapter = prepare_tensors(loaded, config, request.adapter)
-    groups = group_by_unit(pool)
+    groups = [
+        [i for i in group if i not in places.empty] for group in group_by_unit(places.records)
+    ]
     dp = None
     if config.dp is not None:
         dp = make_dp_plan(
@@ -191,6 +211,7 @@ def assemble(
             config=config,
             dp=dp,
             groups=groups,
+            empty=places.empty,
             loaded=loaded,
             model=model,
             tensors=tensors,
@@ -221,7 +242,7 @@ def assemble(
             base_model_sha256=loaded.fingerprint,
             teacher_sha256=None if teacher is None else teacher.fingerprint,
             task=encoded.description,
-            num_records=len(pool) if dp is None else dp.num_units,
+            num_records=len(places.records) if dp is None else dp.num_units,
             validation=digest_examples(held_out.examples) if held_out is not None else None,
             dtype=dtype,
             dp=dp,
@@ -230,7 +251,9 @@ def assemble(
         workers=workers,
         evaluate=evaluate if held_out is not None else None,
         evaluate_every=_evaluate_every(request),
-        pool_digest=digest_examples(encoded.examples),
+        pool_digest=digest_examples(
+            [e for place, e in enumerate(encoded.examples) if place not in places.empty]
+        ),
     )
     perturbation = find_perturbation(config, dtype)
     if (
@@ -249,6 +272,7 @@ def assemble(
 
     return Parts(
         session=session,
+        canaries=None if places.canaries is None else places.canaries.to_bytes(),
         model=model,
         loaded=loaded,
         language_model=language_model,
@@ -326,6 +350,7 @@ def _opening_event(
         "shared_weight": made.shared_weight,
         "perturbation": find_perturbation(config, dtype),
         "num_records": num_records,
+        "canaries": None if request.canaries is None else request.canaries.describe(),
         "num_steps": config.num_steps,
         "directions_per_step": config.directions_per_step,
         "direction_kind": config.direction_kind,

@@ -32,34 +32,53 @@ class AbstractPlan(ABC):
 
 
 class BatchPlan(AbstractPlan):
-    """All records, or some chosen by the public seed."""
+    """All records, or some chosen by the public seed.
+
+    Args:
+        lengths: Tokens of the record at every place.
+        batch_size: Places a step; None takes all.
+        tokens_per_batch: Tokens of a batch, padding included.
+        seed: Public seed.
+        empty: Places without a record: chosen like others, never looked at.
+    """
 
     def __init__(
-        self, lengths: Sequence[int], *, batch_size: int | None, tokens_per_batch: int, seed: int
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int | None,
+        tokens_per_batch: int,
+        seed: int,
+        empty: frozenset[int] = frozenset(),
     ) -> None:
         self._lengths = list(lengths)
+        self._empty = empty
         self._batch_size = batch_size
         self._tokens = tokens_per_batch
         self._seed = seed
         if batch_size is not None:
             require_integer("batch_size", batch_size, 1, len(self._lengths))
         self.records_per_step = batch_size or len(self._lengths)
-        self._full = _plan(self._lengths, range(len(self._lengths)), self._tokens)
+        self._full = self._batches_of(range(len(self._lengths)))
 
     def batches(self, step: int) -> list[list[int]]:
         """Returns the batches of one step."""
         if self._batch_size is None:
             return self._full
         order = public_permutation(self._seed, "batch", str(step), len(self._lengths))
-        chosen = np.sort(order[: self._batch_size]).tolist()
-        return _plan(self._lengths, chosen, self._tokens)
+        return self._batches_of(np.sort(order[: self._batch_size]).tolist())
+
+    def _batches_of(self, places: Sequence[int]) -> list[list[int]]:
+        """Returns batches of the records at these places."""
+        filled = [place for place in places if place not in self._empty]
+        return _plan(self._lengths, filled, self._tokens)
 
 
 class PoissonPlan(AbstractPlan):
     """Units drawn independently, step by step, in secret; the main process draws for all workers.
 
     Args:
-        groups: The records of every unit.
+        groups: The records of every unit; none at a place that was left empty.
         lengths: Tokens of every record.
         sampler: Draws units; None on the other workers.
         stream: Chooses among the records of a unit that has too many; None on the other workers.
@@ -88,7 +107,7 @@ class PoissonPlan(AbstractPlan):
         self._tokens = tokens_per_batch
         self._workers = workers
         self._most = require_integer("max_records_per_unit", max_records_per_unit, 1)
-        self._has_single_records = all(len(group) == 1 for group in groups)
+        self._has_single_records = all(len(group) <= 1 for group in groups)
         self.records_per_step = expected_units
         self.unit_of = np.empty(len(lengths), dtype=np.int64)
         for unit, group in enumerate(groups):
@@ -102,7 +121,8 @@ class PoissonPlan(AbstractPlan):
         """Draws units and packs their records."""
         if self._sampler is None:
             raise RuntimeError("only the main process draws.")
-        drawn = [self._some(self._groups[unit]) for unit in self._sampler.sample()]
+        groups = [self._groups[unit] for unit in self._sampler.sample()]
+        drawn = [self._some(group) for group in groups if group]
         if self._has_single_records:
             return _plan(self._lengths, [group[0] for group in drawn], self._tokens)
         return self._pack(drawn)

@@ -27,11 +27,18 @@ def render_card(ledger: Ledger, certificate: Certificate) -> str:
         if teacher is None
         else [("teacher", teacher["name"]), ("teacher SHA-256", teacher["sha256"])]
     )
+    canaries = opening.get("canaries")
+    planted = (
+        []
+        if canaries is None
+        else [("canaries", f"{canaries['num_planned']} planned, {canaries['style']}")]
+    )
     settings = [
         ("base model", opening["base_model"]),
         ("base model SHA-256", opening["base_model_sha256"]),
         ("bits of a frozen weight", opening["base_bits"] or "as in the base model"),
         *taught,
+        *planted,
         ("estimator", opening["estimator"]),
         ("mechanism", opening["mechanism"]["name"]),
         ("records a step", opening["sampling"]),

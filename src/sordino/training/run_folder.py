@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from sordino.core.errors import InvalidParameterError, LedgerError
-from sordino.ledger.durable import PRIVATE_FOLDER_MODE, erase
+from sordino.ledger.durable import (
+    PRIVATE_FILE_MODE,
+    PRIVATE_FOLDER_MODE,
+    erase,
+    replace_file,
+)
 from sordino.ledger.journal import Journal
 
 if TYPE_CHECKING:
@@ -65,6 +70,11 @@ class RunFolder:
         return self.private / "holder_report.PRIVATE.json"
 
     @property
+    def canaries(self) -> Path:
+        """The canaries and which of them are in the pool, for the audit only."""
+        return self.private / "canaries.PRIVATE.json"
+
+    @property
     def checkpoint(self) -> Path:
         """Weights and optimizer between two steps of a run on gradients."""
         return self.private / "checkpoint.safetensors"
@@ -73,6 +83,11 @@ class RunFolder:
     def journal(self) -> Journal:
         """The sealed journal."""
         return Journal(self.private / "journal.sealed", self.ledger, self.transcript)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything was charged, or is about to be."""
+        return self.ledger.exists() or self.journal.path.exists()
 
     def require_new(self) -> None:
         """Raises unless the folder is absent or empty."""
@@ -85,6 +100,16 @@ class RunFolder:
             raise InvalidParameterError(
                 f"{self.private} holds the sealed state of a run whose folder is gone. Move it "
                 "back, or remove it if that run is given up."
+            )
+        self.require_no_other_canaries()
+
+    def require_no_other_canaries(self) -> None:
+        """Raises if the private folder keeps the canaries of a finished run that was moved away."""
+        is_under_way = self._lock.exists()  # or was, when a crash left it
+        if self.canaries.exists() and not self.is_begun and not is_under_way:
+            raise InvalidParameterError(
+                f"{self.canaries} belongs to a finished run whose folder is gone; without it, that "
+                "run cannot be audited. Move it there, or choose another folder."
             )
 
     def require_space(self, num_bytes: int) -> None:
@@ -127,8 +152,33 @@ class RunFolder:
                     if not any(self.path.iterdir()):
                         self.path.rmdir()
 
+    @contextmanager
+    def keeping_canaries(self, content: bytes | None) -> Iterator[None]:
+        """Writes the canaries' list before anything is charged; the lock must be held.
+
+        A run that fails before anything was charged takes its list away again. A list that a run
+        has begun with is never written again.
+
+        Args:
+            content: The list; None without canaries.
+
+        Raises:
+            LedgerError: If the run has begun with another list.
+        """
+        if not self.is_begun:
+            self._remove_canaries()  # of a start that a crash cut short
+            if content is not None:
+                replace_file(self.canaries, content, mode=PRIVATE_FILE_MODE)
+        elif content is not None and not self._holds_canaries(content):
+            raise LedgerError(f"{self.canaries} was changed or removed by another process.")
+        try:
+            yield
+        finally:
+            if not self.is_begun:
+                self._remove_canaries()
+
     def forget_secrets(self) -> None:
-        """Erases the sealed state of a finished run; keeps a holder's report."""
+        """Erases the sealed state of a finished run; keeps canaries and a holder's report."""
         self._erase_journal()
         self.checkpoint.unlink(missing_ok=True)
         self.checkpoint.with_suffix(".new").unlink(missing_ok=True)
@@ -140,6 +190,18 @@ class RunFolder:
         """Removes the files of a run that never released anything; its lock must be held."""
         self._erase_journal()
         for path in (self.transcript, self.metrics, self.ledger, self.checkpoint):
+            path.unlink(missing_ok=True)
+
+    def _holds_canaries(self, content: bytes) -> bool:
+        """Returns whether the list on disk is this one."""
+        try:
+            return self.canaries.read_bytes() == content
+        except OSError:
+            return False
+
+    def _remove_canaries(self) -> None:
+        """Removes the list, and what a crash left of writing it."""
+        for path in (self.canaries, self.canaries.with_name(f".{self.canaries.name}.new")):
             path.unlink(missing_ok=True)
 
     def _erase_journal(self) -> None:

@@ -51,7 +51,8 @@ class Ingredients:
     Args:
         config: Settings.
         dp: The noise of a run with differential privacy; None for others.
-        groups: The records of every unit.
+        groups: The records of every unit; none at a place that was left empty.
+        empty: Places of the pool that were left empty.
         loaded: The base model.
         model: The base model, or the PEFT model around it.
         tensors: Trainable parameters by name.
@@ -69,6 +70,7 @@ class Ingredients:
     config: TuneConfig
     dp: DpPlan | None
     groups: Sequence[Sequence[int]]
+    empty: frozenset[int]
     loaded: LoadedModel
     model: Any
     tensors: dict[str, torch.nn.Parameter]
@@ -115,6 +117,7 @@ def _make_plan(given: Ingredients, stream: SecretStream | None) -> AbstractPlan:
             batch_size=given.config.batch_size,
             tokens_per_batch=given.tokens_per_batch,
             seed=given.config.seed,
+            empty=given.empty,
         )
     sampler = None
     if stream is not None:

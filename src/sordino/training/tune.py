@@ -15,6 +15,7 @@ from sordino.models import choose_compute_dtype
 from sordino.training import config as settings
 from sordino.training import options
 from sordino.training.assembly import RunRequest, run
+from sordino.training.canaries import choose_canaries
 from sordino.training.dp_plan import choose_dp_options
 from sordino.training.run_folder import RunFolder
 from sordino.training.setup import AdapterOptions, TaskOptions, read_validation_records
@@ -151,6 +152,16 @@ def tune(
     holder_report: Annotated[
         bool, Doc("Write the leave-one-out loss of every record, for the data holder only.")
     ] = False,
+    canaries: Annotated[
+        int,
+        Doc(
+            "Invented records planned for an audit; a secret coin each puts it into the pool. They "
+            "count in the pool's published size, in or out."
+        ),
+    ] = 0,
+    canary_style: Annotated[
+        Literal["random-tokens", "new-token", "rare-name"], Doc("What canaries say.")
+    ] = "random-tokens",
     resume: options.Resume = False,
 ) -> TuneResult:
     """Tunes a language model on private records and states what leaves the building.
@@ -241,6 +252,7 @@ def tune(
         evaluate_every=evaluate_every,
         select=require_one_of("select", select, settings.SELECTIONS),
         holder_report=holder_report,
+        canaries=choose_canaries(canaries, canary_style),
         resume=resume,
     )
     return run_on_files(
@@ -268,6 +280,8 @@ def run_on_files(
     dtype_used = choose_compute_dtype(dtype, workers.device)
     if not request.resume:
         workers.from_main(request.folder.require_new)
+    else:
+        workers.from_main(request.folder.require_no_other_canaries)
     kind = None if request.task.distillation is None else "prompt"
     dp = request.config.dp
     pool = read_records(
