@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sordino.accounting.inference_risk import risk
+    from sordino.report.audit import audit
     from sordino.report.compare import compare
     from sordino.training.demo import demo
     from sordino.training.distill import distill
     from sordino.training.tune import tune
     from sordino.training.verify import verify
 
-__all__ = ["compare", "demo", "distill", "risk", "tune", "verify"]
+__all__ = ["audit", "compare", "demo", "distill", "risk", "tune", "verify"]
 
 _HOMES = {
+    "audit": "sordino.report.audit",
     "compare": "sordino.report.compare",
     "demo": "sordino.training.demo",
     "distill": "sordino.training.distill",

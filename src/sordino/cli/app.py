@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from sordino.accounting.inference_risk import Risk, risk
-from sordino.cli.commands import EXIT_FAILED, make_command
+from sordino.cli.commands import EXIT_CONTRADICTED, EXIT_FAILED, make_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sordino.report.audit import AuditResult
     from sordino.report.study import ComparisonResult
     from sordino.training.demo import DemoResult
     from sordino.training.tune import TuneResult
@@ -102,8 +103,24 @@ def show_compare(result: ComparisonResult, as_json: bool) -> None:  # noqa: FBT0
     _out.print(f"Page: {result.page}. Numbers: {result.record}.")
 
 
+def show_audit(result: AuditResult, as_json: bool) -> None:  # noqa: FBT001
+    """Prints the verdicts and the numbers; exits with 2 if a claim is contradicted."""
+    from sordino.report.audit_words import describe_audit
+
+    audit = result.audit
+    if as_json:
+        typer.echo(audit.to_bytes().decode().rstrip())
+    else:
+        for line in describe_audit(audit):
+            _out.print(line, style="bold red" if line.startswith("CONTRADICTED") else None)
+        _out.print(f"Record: {result.record}, for the data holder.")
+    if audit.is_contradicted:
+        raise typer.Exit(EXIT_CONTRADICTED)
+
+
 def _register() -> None:
     """Adds one command a public function."""
+    from sordino.report.audit import audit
     from sordino.report.compare import compare
     from sordino.training.demo import demo
     from sordino.training.distill import distill
@@ -117,6 +134,7 @@ def _register() -> None:
         risk: show_risk,
         demo: show_demo,
         compare: show_compare,
+        audit: show_audit,
     }
     for function, show in commands.items():
         example = _EXAMPLES.get(function.__name__)

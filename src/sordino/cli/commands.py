@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 EXIT_FAILED, EXIT_MISUSE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_CONTRADICTED = 2  # an audit that breaks a claim must stop a pipeline as misuse does
 JSON_OPTION = "json"
 _SAFE = "If a run was under way, what was charged and released is safe: repeat it with --resume."
 
@@ -92,6 +93,8 @@ def _to_option(parameter: inspect.Parameter, hint: Any, described: str | None) -
         info = typer.Argument(help=text)
     else:
         name = "--" + parameter.name.replace("_", "-")
+        if parameter.default is True:  # it must be possible to switch it off
+            name += name.replace("--", "/--no-", 1)
         info = typer.Option(name, help=text)
     return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info])
 

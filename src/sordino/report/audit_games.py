@@ -128,20 +128,16 @@ def posterior_lower_bound(mutual_information_nats: float, prior: float) -> float
 
 
 def judge_subset(
-    certificate: Certificate,
-    result: SubsetResult | None,
-    control_posterior_lower: float | None,
-    significance: float,
+    certificate: Certificate, result: SubsetResult | None, significance: float
 ) -> GameVerdict:
     """Returns the verdict on the certificate's line about the candidate subset."""
     line = certificate.subset
     claim = Claim(POSTERIOR, line.posterior_upper)
-    found = [] if result is None else [_measured(POSTERIOR, result.posterior_lower, significance)]
-    control = (
-        []
-        if control_posterior_lower is None
-        else [_measured(POSTERIOR, control_posterior_lower, significance)]
-    )
+    found, control = [], []
+    if result is not None:
+        found = [_measured(POSTERIOR, result.posterior_lower, significance)]
+        if result.control_posterior_lower is not None:
+            control = [_measured(POSTERIOR, result.control_posterior_lower, significance)]
     untested = "the secret subset is not known any more, or --members is not the whole pool"
     return _verdict("subset", line.secret, claim, (found, control), untested)
 

@@ -75,6 +75,11 @@ class RunFolder:
         return self.private / "canaries.PRIVATE.json"
 
     @property
+    def subset(self) -> Path:
+        """The secret subset of a run that was asked to keep it, for the audit only."""
+        return self.private / "subset.PRIVATE.json"
+
+    @property
     def checkpoint(self) -> Path:
         """Weights and optimizer between two steps of a run on gradients."""
         return self.private / "checkpoint.safetensors"
