@@ -120,7 +120,7 @@ def print_row(name: str, folder: Path) -> None:
             f"{exposures[len(exposures) // 2]:.2f}",
         ]
     claimed = [str(v.claimed) for v in audit.verdicts if v.game == "pool"]
-    print(" | ".join(cells + [f"claimed {claimed[0]}" if claimed else ""]), flush=True)
+    print(" | ".join([*cells, f"claimed {claimed[0]}" if claimed else ""]), flush=True)
 
 
 def main() -> None:
