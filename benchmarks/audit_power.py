@@ -4,9 +4,9 @@ Run: python benchmarks/audit_power.py --output FOLDER [--records 500] [--epochs 
          [--runs overfitted untrained pac dp-8 dp-1] [--table]
 
 Movie-review snippets as completions, half of them members, no text on both sides; SmolLM2-135M in
-bfloat16, LoRA on the upper blocks; 200 planned canaries a run. Every run is tuned and audited by the
-public functions; finished ones are taken up again. "untrained" is the overfitted run audited on two
-files that it has never seen, where no attack may see anything.
+bfloat16, LoRA on the upper blocks; 200 planned canaries a run. Every run is tuned and audited by
+the public functions; finished ones are taken up again. "untrained" is the overfitted run audited on
+two files that it has never seen, where no attack may see anything.
 """
 
 from __future__ import annotations
