@@ -34,6 +34,7 @@ _DRAWN_PER_CANDIDATE = 4  # some drawn are the same person's; a long list is not
 _TARGETS_AT_ONCE = 32  # bounds the texts that are held while they are scored
 _LONGEST_GUESS = 200  # characters
 _GUESS_END = re.compile(r"\n|[.;!?](?:\s|$)")
+_SPACED_AFTER = ":;,.!?)"  # signs that a space follows
 _SUFFIX_HEAD = 8  # characters of the text after a string that end a guess
 
 
@@ -43,7 +44,6 @@ class Target:
 
     Args:
         key: What its spellings have in common.
-        text: The string.
         prefix: What stands before it; empty for unknown.
         suffix: What follows it.
         repetitions: The most of its entries; None for unknown.
@@ -52,7 +52,6 @@ class Target:
     """
 
     key: StringKey
-    text: str
     prefix: str
     suffix: str
     repetitions: int | None
@@ -79,12 +78,11 @@ class Target:
         """Returns the text with a candidate in the string's place."""
         last = self.prefix[-1:]
         is_joined = (
-            last.isspace() or candidate[:1].isspace() or not (last.isalnum() or last in _ENDS)
+            last.isspace()
+            or candidate[:1].isspace()
+            or not (last.isalnum() or last in _SPACED_AFTER)
         )
         return f"{self.prefix}{'' if is_joined else ' '}{candidate}{self.suffix}"
-
-
-_ENDS = ":;,.!?)"  # a space follows these signs
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +99,18 @@ class Outcome:
 def list_targets(secrets: Sequence[Secret], num_candidates: int, seed: int) -> list[Target]:
     """Returns the different strings of a list, in its order, with candidates for inference.
 
-    Candidates are other people's strings of the same kind, drawn without replacement; the place of
-    the true one among them is drawn too, so that it has no advantage where all score the same.
+    Candidates are other people's strings of the same kind, drawn without replacement: those of
+    training documents with each other, and held-out ones with each other, so that having been seen
+    is no advantage by itself. The place of the true one is drawn too: where all score the same, it
+    is chosen by chance.
     """
     entries: dict[StringKey, list[Secret]] = {}
     for secret in secrets:
         entries.setdefault(string_key(secret.kind, secret.secret), []).append(secret)
-    by_kind: dict[str, list[StringKey]] = defaultdict(list)
+    times = {key: _most_repetitions(same) for key, same in entries.items()}
+    alike: dict[tuple[str, bool], list[StringKey]] = defaultdict(list)
     for key in entries:
-        by_kind[key.kind].append(key)
+        alike[key.kind, times[key] == 0].append(key)
     people = {
         key: {secret.person for secret in same if secret.person is not None}
         for key, same in entries.items()
@@ -117,26 +118,30 @@ def list_targets(secrets: Sequence[Secret], num_candidates: int, seed: int) -> l
     targets = []
     for number, (key, same) in enumerate(entries.items()):
         generator = np.random.default_rng([seed, number])
-        pool = by_kind[key.kind]
+        pool = alike[key.kind, times[key] == 0]
         num_drawn = min(len(pool), _DRAWN_PER_CANDIDATE * num_candidates)
         drawn = [pool[i] for i in generator.choice(len(pool), size=num_drawn, replace=False)]
         others = [other for other in drawn if other != key and not people[other] & people[key]]
         candidates = [entries[other][0].secret for other in others[: num_candidates - 1]]
         with_prefix = next((one for one in same if one.prefix.strip()), same[0])
         candidates.insert(int(generator.integers(len(candidates) + 1)), with_prefix.secret)
-        times = [one.repetitions for one in same if one.repetitions is not None]
         targets.append(
             Target(
                 key=key,
-                text=with_prefix.secret,
                 prefix=with_prefix.prefix,
                 suffix=with_prefix.suffix,
-                repetitions=max(times, default=None),
+                repetitions=times[key],
                 lines=tuple(one.line for one in same if one.line),
                 candidates=tuple(candidates),
             )
         )
     return targets
+
+
+def _most_repetitions(entries: Sequence[Secret]) -> int | None:
+    """Returns the largest count of one string's entries, None where none is known."""
+    known = [entry.repetitions for entry in entries if entry.repetitions is not None]
+    return max(known, default=None)
 
 
 def count_texts(targets: Sequence[Target], settings: PiiSettings) -> int:

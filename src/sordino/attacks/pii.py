@@ -12,8 +12,8 @@ is right by chance too. Strings of held-out people (0 repetitions) are controls:
 `by_repetition` only, and whatever is found of them is chance.
 
 Source:
-    The games of Lukas et al., arXiv:2302.00539. Departures: inference takes the other strings of
-    the list as candidates, and nothing is filled in for other masks.
+    The games of Lukas et al., arXiv:2302.00539. Departures: candidates of inference come from the
+    list, and other masks of a document are not filled in, since the prefix is known as it was.
 """
 
 from __future__ import annotations

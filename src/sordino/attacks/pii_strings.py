@@ -74,7 +74,7 @@ def string_key(kind: str, text: str) -> StringKey:
         '1984-03-07'
     """
     text = _fold(text).strip()
-    if kind == "email" and _EMAIL.fullmatch(text):
+    if _EMAIL.fullmatch(text):  # of any kind: the words of one may be the end of another
         return StringKey(kind, "email", text)
     if kind == "date":
         dates = [(match, normal) for match, normal in _dates(text) if match.group() == text]

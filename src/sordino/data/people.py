@@ -293,7 +293,8 @@ def _email(faker: Any, initials: str) -> str:
 
 def _phone(faker: Any) -> str:
     """Returns a number that cannot be anybody's: no exchange begins with 0 or 1."""
-    return faker.numerify("(%##) ") + faker.random.choice("01") + faker.numerify("##-####")
+    exchange = faker.random.choice("01") + faker.numerify("##")
+    return f"{faker.numerify('(%##)')} {exchange}-{faker.numerify('####')}"
 
 
 def _address(faker: Any) -> str:
