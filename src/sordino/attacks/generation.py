@@ -1,0 +1,234 @@
+"""What a model writes by itself: batched sampling with a key-value cache, seeded per text.
+
+The random numbers are added to the log-probabilities (the Gumbel trick: the largest of log p plus
+independent Gumbel noise is a draw from p), each text with a generator of its own. So a text depends
+on the seed and its number, not on what it shares a batch with (up to the rounding of arithmetic),
+and no global random state is touched.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sordino.core.checks import require_in_range, require_integer
+from sordino.core.errors import InvalidParameterError, PrecisionError
+from sordino.data._tokens import start_tokens, tokenize
+from sordino.data.collate import plan_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sordino.gradients.objectives import LanguageModel
+
+_MOST_TEXTS_AT_ONCE = 128  # bounds the logits of a step: 25 MB with 49,152 tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """How the next token is chosen.
+
+    Args:
+        max_new_tokens: Longest continuation.
+        temperature: Divides the logits; 0 takes the likeliest token always.
+        top_k: Only so many likeliest tokens; 0 for all.
+        top_p: Only the likeliest tokens that together reach this probability, at least one.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 40
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_integer("max_new_tokens", self.max_new_tokens, 1)
+        require_in_range("temperature", self.temperature, 0.0, 100.0)
+        require_integer("top_k", self.top_k, 0)
+        require_in_range("top_p", self.top_p, 1e-6, 1.0)
+
+
+def ignore_progress(_: int) -> None:
+    """Tells nobody."""
+
+
+def encode_opening(tokenizer: Any, text: str) -> list[int]:
+    """Returns the tokens that a text is continued from: start token, if there is one, and text.
+
+    Spaces at the end are left out: the next word brings its own. An empty text becomes the start
+    token, or the end token, after which a new text begins.
+
+    Raises:
+        InvalidParameterError: If the text is empty and the tokenizer has neither token.
+    """
+    ids = start_tokens(tokenizer) + tokenize(tokenizer, [text.rstrip(" ")])[0]
+    if ids:
+        return ids
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return [int(token)]
+    raise InvalidParameterError(
+        "tokenizer has no start and no end token, so that a text must be given to begin with."
+    )
+
+
+def generate_texts(
+    language_model: LanguageModel,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    *,
+    context_length: int,
+    seed: int,
+    tokens_per_batch: int = 4096,
+    advance: Callable[[int], None] = ignore_progress,
+) -> Iterator[tuple[int, str]]:
+    """Yields the number of each prompt and its continuation, in the order of batches.
+
+    What is not taken from the iterator is not computed. Where the model is a context's (a base with
+    the adapter off), the iterator must be used up inside it.
+
+    Args:
+        language_model: The model.
+        tokenizer: Its tokenizer.
+        prompts: Token ids, from `encode_opening`; too long ones lose their beginning.
+        decoding: How to choose.
+        context_length: Longest input with continuation, in tokens.
+        seed: Public.
+        tokens_per_batch: Bounds the cache: prompts and continuations of a batch together.
+        advance: Called with the number of texts of each finished batch.
+
+    Raises:
+        InvalidParameterError: If a number is out of range, or a prompt is empty.
+        PrecisionError: If the model gives NaN.
+    """
+    require_integer("seed", seed, 0)
+    require_integer("context_length", context_length, decoding.max_new_tokens + 1)
+    if not all(len(prompt) for prompt in prompts):
+        raise InvalidParameterError("prompts must have at least one token each.")
+    room = context_length - decoding.max_new_tokens
+    kept = [list(prompt[-room:]) for prompt in prompts]
+    batches = plan_batches(
+        [len(prompt) + decoding.max_new_tokens for prompt in kept],
+        token_budget=tokens_per_batch,
+        max_records=_MOST_TEXTS_AT_ONCE,
+    )
+    for batch in batches:
+        rows = _continue(
+            language_model,
+            _end_tokens(language_model, tokenizer),
+            [kept[index] for index in batch],
+            decoding,
+            [_generator(seed, index) for index in batch],
+        )
+        texts = tokenizer.batch_decode(
+            rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        advance(len(batch))
+        yield from zip(batch, texts, strict=True)
+
+
+class _Chooser:
+    """Makes the likeliest token of a step the chosen one; called as transformers' processors."""
+
+    def __init__(self, decoding: Decoding, generators: Sequence[torch.Generator]) -> None:
+        self._decoding = decoding
+        self._generators = generators
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - the interface
+        """Returns scores whose maximum is the next token, shape (batch_size, vocabulary)."""
+        if torch.isnan(scores).any():
+            raise PrecisionError("the model gives NaN, so that it cannot write. Check its weights.")
+        if self._decoding.temperature == 0:
+            return scores
+        scores = keep_likeliest(
+            scores.float() / self._decoding.temperature, self._decoding.top_k, self._decoding.top_p
+        )
+        tiny = torch.finfo(torch.float32).tiny
+        noise = torch.stack(  # on the CPU, so that every device draws the same
+            [torch.empty(scores.shape[1]).exponential_(generator=g) for g in self._generators]
+        )
+        return scores - noise.clamp_min(tiny).log().to(scores.device)
+
+
+def keep_likeliest(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """Returns the logits with all but the likeliest tokens at minus infinity.
+
+    Args:
+        logits: Shape (batch_size, vocabulary).
+        top_k: How many stay, more where several are equally likely; 0 for all.
+        top_p: Of these, those needed to reach this probability stay; at least one.
+    """
+    if 0 < top_k < logits.shape[1]:
+        least = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1.0:
+        ordered, places = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(dim=-1)
+        before = probabilities.cumsum(dim=-1) - probabilities  # of all that are likelier
+        is_dropped = torch.zeros_like(logits, dtype=torch.bool)
+        is_dropped.scatter_(1, places, before >= top_p)
+        logits = logits.masked_fill(is_dropped, -torch.inf)
+    return logits
+
+
+def _continue(
+    model: LanguageModel,
+    end_tokens: Sequence[int],
+    prompts: Sequence[list[int]],
+    decoding: Decoding,
+    generators: Sequence[torch.Generator],
+) -> list[list[int]]:
+    """Returns the tokens after each prompt, up to the end token."""
+    width = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), width), model.pad_token_id)
+    mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):  # on the left: generation continues at the right end
+        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    with torch.no_grad(), _plain_settings(model, end_tokens, decoding.max_new_tokens):
+        output = model.causal_lm.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            logits_processor=[_Chooser(decoding, generators)],
+        )
+    rows = output[:, width:].tolist()
+    ends = [next((i for i, t in enumerate(row) if t in end_tokens), len(row)) for row in rows]
+    return [row[:end] for row, end in zip(rows, ends, strict=True)]
+
+
+@contextmanager
+def _plain_settings(
+    model: LanguageModel, end_tokens: Sequence[int], max_new_tokens: int
+) -> Iterator[None]:
+    """Hides the model's own settings for a while: its temperature or repetition penalty."""
+    from transformers import GenerationConfig
+
+    stored = model.causal_lm.generation_config
+    model.causal_lm.generation_config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=model.pad_token_id,
+        eos_token_id=list(end_tokens) or None,
+    )
+    try:
+        yield
+    finally:
+        model.causal_lm.generation_config = stored
+
+
+def _end_tokens(model: LanguageModel, tokenizer: Any) -> list[int]:
+    """Returns the tokens after which a text is finished."""
+    own = getattr(model.causal_lm.generation_config, "eos_token_id", None)
+    tokens = own if isinstance(own, list) else [own]
+    return sorted({int(t) for t in [*tokens, tokenizer.eos_token_id] if t is not None})
+
+
+def _generator(seed: int, index: int) -> torch.Generator:
+    """Returns the random numbers of one text."""
+    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
