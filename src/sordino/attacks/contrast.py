@@ -214,8 +214,14 @@ class _Sampler:
 
 def _predict(model: LanguageModel, fresh: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
     """Returns log-probabilities of the next token, float32, and the model's own kind of cache."""
+    num_seen = 0 if cache is None else cache.get_seq_length()
     output = model.causal_lm(
-        input_ids=fresh, past_key_values=cache, use_cache=True, logits_to_keep=1
+        input_ids=fresh,
+        # all ones; without it some models warn that the end token might be padding
+        attention_mask=fresh.new_ones(fresh.shape[0], num_seen + fresh.shape[1]),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
     )
     log_probabilities = torch.log_softmax(output.logits[:, -1].float(), dim=-1)
     return log_probabilities, output.past_key_values
