@@ -46,7 +46,7 @@ def gradient_norm(
     with _only_trainable(language_model, parameters):
         gradients = _gradients(_nll(language_model, text), parameters)
     squares = math.fsum(
-        float(part.double().square().sum())
+        float(part.cpu().double().square().sum())
         for gradient in gradients.values()
         for part in gradient.reshape(-1).split(_SECTION)
     )
@@ -70,7 +70,8 @@ def single_step_ratio(
         language_model: The tuned model, without a frozen prefix.
         parameters: Parameters of the model that move, by name.
         text: One text.
-        learning_rate: Length of the step in gradients; positive.
+        learning_rate: Length of the step in gradients; positive. Choose it so small that the step
+            lowers the loss of texts that were never seen: beyond, the ratio rises for them too.
 
     Raises:
         InvalidParameterError: If no named parameter reaches the loss, or the rate is not positive.
@@ -95,8 +96,8 @@ def single_step_ratio(
                 f"{next(iter(parameters.values())).dtype}. Use a larger one, or float32."
             )
         after = _nll(language_model, text)
-    losses = [_require_finite("loss", float(value)) for value in (before, after)]
-    return max(losses[1], SMALLEST_NLL) / max(losses[0], SMALLEST_NLL)
+    first = max(float(before.detach()), SMALLEST_NLL)
+    return max(_require_finite("loss", float(after)), SMALLEST_NLL) / first
 
 
 def _nll(model: LanguageModel, text: ScoredText) -> torch.Tensor:

@@ -121,7 +121,7 @@ def _plan(texts: Sequence[ScoredText], token_budget: int) -> list[list[int]]:
     groups: dict[tuple[int, ...] | None, list[int]] = {}
     for index, text in enumerate(texts):
         groups.setdefault(text.word_ids, []).append(index)
-    batches = []
+    batches: list[list[int]] = []
     for group in groups.values():
         lengths = [len(texts[i].input_ids) for i in group]
         plan = plan_batches(lengths, token_budget=token_budget, max_records=_MAX_RECORDS_PER_BATCH)
@@ -138,35 +138,35 @@ def _score_batch(model: LanguageModel, texts: Sequence[ScoredText]) -> list[Toke
     sequences, positions = batch.completion_mask.nonzero(as_tuple=True)  # real positions only
     targets = batch.input_ids[sequences, positions]
     states = model.states_at(batch.input_ids, sequences, positions - 1)
-    columns = _columns(model, states, sequences, targets, texts[0].word_ids).cpu().numpy()
-    stops = np.cumsum([len(text.input_ids) - text.first_scored for text in texts])
-    return [
-        TokenStatistics(part[0], part[1], part[2], part[3] > 0.0)
-        for part in np.split(columns, stops[:-1], axis=1)
-    ]
+    sums = _all_sums(model, states, sequences, targets, texts[0].word_ids)
+    stops = np.cumsum([len(text.scored_ids) for text in texts])
+    columns = sums.cpu().numpy().astype(np.float64)
+    return [_statistics(part) for part in np.split(columns, stops[:-1], axis=1)]
 
 
-def _columns(
+def _all_sums(
     model: LanguageModel,
     states: torch.Tensor,
     sequences: torch.Tensor,
     targets: torch.Tensor,
     word_ids: tuple[int, ...] | None,
 ) -> torch.Tensor:
-    """Returns log-likelihoods, means, standard deviations and hits, float64 (4, num_rows)."""
+    """Returns `_sums` of every scored token, few rows of logits at a time."""
     if word_ids is not None:
         words = torch.tensor(word_ids, device=targets.device)
         logits = word_logits(model, states, sequences, words)
-        return _moments(logits, (targets[:, None] == words).int().argmax(dim=1))
-    parts = []
+        return _sums(logits, (targets[:, None] == words).int().argmax(dim=1))
+    parts: list[torch.Tensor] = []
     num_rows = max(1, _LOGITS_AT_ONCE // model.num_tokens)
     for start in range(0, len(targets), num_rows):
         rows = slice(start, start + num_rows)
         logits = model.logits_of(states[rows], sequences[rows])
         # an accelerator reads it all at once; a processor reads what its cache holds
         in_cache = max(1, _LOGITS_IN_CACHE // logits.shape[1]) if logits.is_cpu else num_rows
-        for part, target in zip(logits.split(in_cache), targets[rows].split(in_cache), strict=True):
-            parts.append(_moments(part, target))
+        parts.extend(
+            _sums(logits[first : first + in_cache], targets[rows][first : first + in_cache])
+            for first in range(0, logits.shape[0], in_cache)
+        )
     return torch.cat(parts, dim=1)
 
 
@@ -184,29 +184,35 @@ def word_logits(
     return F.linear(states.float(), model.rows(head.weight, words).float(), bias)
 
 
-def _moments(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Returns log-likelihoods, means, standard deviations and hits, float64 (4, num_rows).
-
-    The variance of log p is that of the logits, E[d^2] - E[d]^2 with d = logit - largest logit:
-    where the model is sure, most of the weight lies at d = 0 and nothing cancels.
+def _sums(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns all that is needed of each row, with d = logit - largest logit of the row.
 
     Args:
         logits: float32 (num_rows, vocabulary).
         targets: Columns, (num_rows,).
+
+    Returns:
+        d of the target, sum exp(d), sum exp(d) d, sum exp(d) d^2: float32 (4, num_rows).
     """
     shifted = logits - logits.amax(dim=1, keepdim=True)
-    of_target = shifted.gather(1, targets[:, None])[:, 0].double()
+    of_target = shifted.gather(1, targets[:, None])[:, 0]
     shifted.clamp_(min=_LOWEST_LOGIT)
     weighted = shifted.exp()
-    total = weighted.sum(dim=1).double()
-    first = weighted.mul_(shifted).sum(dim=1).double() / total
-    second = weighted.mul_(shifted).sum(dim=1).double() / total
-    log_total = total.log()
-    return torch.stack(
-        (
-            of_target - log_total,
-            first - log_total,
-            (second - first * first).clamp_(min=0.0).sqrt(),
-            (of_target >= 0.0).double(),
-        )
+    sums = [of_target, weighted.sum(dim=1)]
+    sums.append(weighted.mul_(shifted).sum(dim=1))
+    sums.append(weighted.mul_(shifted).sum(dim=1))
+    return torch.stack(sums)
+
+
+def _statistics(sums: NDArray[np.float64]) -> TokenStatistics:
+    """Returns one text's statistics from `_sums` of its tokens.
+
+    The variance of log p is that of d, E[d^2] - E[d]^2: where the model is sure, most of the weight
+    lies at d = 0, so that nothing cancels.
+    """
+    of_target, total, first, second = sums
+    mean = first / total
+    variance = np.maximum(second / total - mean * mean, 0.0)
+    return TokenStatistics(
+        of_target - np.log(total), mean - np.log(total), np.sqrt(variance), of_target >= 0.0
     )
