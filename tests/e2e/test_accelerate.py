@@ -86,6 +86,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[
         "sgd-full": SMALL
         | GRADIENTS
         | {"guarantee": "none", "adapter": "full", "learning_rate": 0.1, "tokens_per_batch": 64},
+        "canaries": SMALL | {"canaries": 8, "tokens_per_batch": 64},
+        "dp-canaries": DP | {"canaries": 8, "tokens_per_batch": 64},
         "taken": SMALL,
         "nothing-moves": SMALL | {"learning_rate": 1e-50},
         "disk": SMALL,
@@ -114,7 +116,9 @@ def test_two_processes_give_the_bytes_of_one(
     assert files_below(answers["root"] / name) == files_below(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["open", "zpl", "mi", "one-batch", "dp", "dp-zeroth"])
+@pytest.mark.parametrize(
+    "name", ["open", "zpl", "mi", "one-batch", "dp", "dp-zeroth", "canaries", "dp-canaries"]
+)
 def test_runs_of_two_processes_verify(name: str, answers: dict[str, Any]) -> None:
     """A run of two processes is charged once a step and replays to its weights."""
     assert [said[name] for said in answers["said"]] == ["", ""]

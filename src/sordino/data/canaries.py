@@ -273,7 +273,7 @@ def _text_maker(
     def draw() -> str | None:
         text = " ".join(words[i] for i in rng.integers(len(words), size=_NUM_RANDOM_TOKENS))
         (ids,) = tokenize(tokenizer, [text])
-        decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        decoded = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
         return text if tokenize(tokenizer, [decoded]) == [ids] else None
 
     return draw

@@ -109,7 +109,7 @@ class PoissonPlan(AbstractPlan):
         self._most = require_integer("max_records_per_unit", max_records_per_unit, 1)
         self._has_single_records = all(len(group) <= 1 for group in groups)
         self.records_per_step = expected_units
-        self.unit_of = np.empty(len(lengths), dtype=np.int64)
+        self.unit_of = np.full(len(lengths), -1, dtype=np.int64)  # -1: left empty
         for unit, group in enumerate(groups):
             self.unit_of[list(group)] = unit
 

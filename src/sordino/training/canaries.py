@@ -117,16 +117,11 @@ def plant_canaries(
         return Places(list(pool))
     canaries = _read_own(folder, options, seed) if resume else None
     if canaries is None:
-        is_classification = isinstance(task, ClassificationTask)
+        what: dict[str, Any] = {"kind": "completion"}
+        if isinstance(task, ClassificationTask):
+            what = {"kind": "classification", "labels": task.labels, "template": task.template}
         planned = plan_canaries(
-            options.num_planned,
-            options.style,
-            loaded.tokenizer,
-            kind="classification" if is_classification else "completion",
-            labels=task.labels if is_classification else (),
-            pool=pool,
-            template=task.template if is_classification else "",
-            seed=seed,
+            options.num_planned, options.style, loaded.tokenizer, pool=pool, seed=seed, **what
         )
         drawn = draw_inclusion(options.num_planned, OperatingSystemEntropy())
         canaries = PlannedCanaries(options.style, seed, tuple(planned), drawn)

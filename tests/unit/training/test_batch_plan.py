@@ -55,6 +55,19 @@ def test_batch_size_is_exact_and_without_repetition() -> None:
     assert {record for records in chosen for record in records} == set(range(10))
 
 
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_empty_places_change_nobody_else(batch_size: int | None) -> None:
+    """Defect: a canary that was left out moves the others. Its place is chosen, and not looked at.
+
+    What sums are divided by is the public number of places.
+    """
+    plan, emptied = make_plan(batch_size), make_plan(batch_size, empty=frozenset({2, 9}))
+    assert emptied.records_per_step == plan.records_per_step
+    for step in range(20):
+        assert records_of(emptied, step) == [i for i in records_of(plan, step) if i not in {2, 9}]
+    assert make_plan(batch_size, empty=frozenset(range(10))).batches(0) == []
+
+
 def test_plan_is_public() -> None:
     """Seed and step give the same records on every worker; another seed gives others."""
     assert make_plan(4).batches(3) == make_plan(4).batches(3)

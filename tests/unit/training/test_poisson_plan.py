@@ -63,6 +63,17 @@ def test_a_unit_with_too_many_records_is_cut_in_secret() -> None:
     assert len(seen) > 3  # 15 choices; three or fewer in 40 draws: probability below 1e-25
 
 
+@pytest.mark.parametrize("groups", [[[0, 3], [], [1], []], [[0], [], [1], []]])
+def test_empty_places_are_drawn_and_give_nothing(groups: list[list[int]]) -> None:
+    """A canary that a coin left out is a unit without records, in every draw."""
+    plan = make_plan(1.0, groups=groups)
+    drawn = sorted(i for batch in plan.batches(0) for i in batch)
+    assert drawn == sorted(i for group in groups for i in group)
+    assert plan.records_per_step == 2
+    plan = make_plan(1.0, groups=[[], []])
+    assert plan.batches(0) == []
+
+
 def test_records_are_units_of_their_own() -> None:
     """Without a column every record is drawn for itself; batches hold similar lengths."""
     plan = make_plan(0.5, groups=[[i] for i in range(12)])

@@ -25,7 +25,7 @@ def test_private_files_lie_beside_the_run(folder: RunFolder) -> None:
     """Sealed state and holder's report are never below the run folder."""
     assert folder.private.parent == folder.path.parent
     assert folder.private.name == "some.run.private"
-    for path in (folder.journal.path, folder.holder_report):
+    for path in (folder.journal.path, folder.holder_report, folder.canaries):
         assert folder.private in path.parents
         assert folder.path not in path.parents
     assert "PRIVATE" in folder.holder_report.name
@@ -164,3 +164,77 @@ def test_discarding_keeps_what_is_not_ours(folder: RunFolder) -> None:
         (folder.path / "thesis.txt").touch()
         folder.discard()
     assert [path.name for path in folder.path.iterdir()] == ["thesis.txt"]
+
+
+def test_canaries_are_written_for_the_holder(folder: RunFolder) -> None:
+    """The list is private by place, name and mode, and outlives the run's other secrets."""
+    with folder.locked(), folder.keeping_canaries(b"list"):
+        assert folder.canaries.read_bytes() == b"list"
+        assert folder.canaries.stat().st_mode & 0o777 == 0o600
+        folder.ledger.touch()
+        folder.journal.path.touch()
+        folder.forget_secrets()
+    assert folder.canaries.parent == folder.private
+    assert "PRIVATE" in folder.canaries.name
+    assert [path.name for path in folder.private.iterdir()] == [folder.canaries.name]
+
+
+def test_canaries_of_a_run_that_charged_nothing_leave_with_it(folder: RunFolder) -> None:
+    """Failing before the first charge, and discarding, take the list away."""
+
+    def fail() -> None:
+        with folder.locked(), folder.keeping_canaries(b"list"):
+            raise KeyboardInterrupt
+
+    def discard() -> None:
+        with folder.locked(), folder.keeping_canaries(b"list"):
+            folder.ledger.touch()
+            folder.journal.path.touch()
+            folder.discard()
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert not folder.private.exists()
+    discard()
+    assert not folder.private.exists()
+    assert not folder.path.exists()
+
+
+def test_canaries_of_a_run_that_has_begun_are_not_written_again(folder: RunFolder) -> None:
+    """Another list, or none, is refused; the one on disk stays."""
+    folder.create()
+    folder.ledger.touch()
+    with pytest.raises(LedgerError, match="by another process"), folder.keeping_canaries(b"list"):
+        pass
+    folder.canaries.write_bytes(b"first")
+    with pytest.raises(LedgerError, match="by another process"), folder.keeping_canaries(b"list"):
+        pass
+    for content in (b"first", None):
+        with folder.keeping_canaries(content):
+            pass
+    assert folder.canaries.read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("content", [b"new", None])
+def test_what_a_crash_left_of_a_list_is_replaced(folder: RunFolder, content: bytes | None) -> None:
+    """A list of a start that was killed is no other run's; neither is a half-written one."""
+    folder.create()
+    (folder.private / "lock").touch()
+    folder.canaries.write_bytes(b"old")
+    half = folder.private / f".{folder.canaries.name}.new"
+    half.write_bytes(b"ol")
+    folder.require_new()
+    with folder.locked(), folder.keeping_canaries(content):
+        found = {p.name: p.read_bytes() for p in folder.private.iterdir() if p.name != "lock"}
+        assert found == ({} if content is None else {folder.canaries.name: content})
+        folder.ledger.touch()
+
+
+def test_canaries_of_a_moved_run_are_kept(folder: RunFolder) -> None:
+    """The list of a finished run whose folder was moved away blocks a run of that name."""
+    folder.create()
+    folder.canaries.write_bytes(b"list")
+    for check in (folder.require_new, folder.require_no_other_canaries):
+        with pytest.raises(InvalidParameterError, match="finished run whose folder is gone"):
+            check()
+    assert folder.canaries.read_bytes() == b"list"
