@@ -146,8 +146,7 @@ def test_honest_claim_is_consistent_with_a_caught_control(
     result = sordino.audit(
         str(output),
         model=str(tiny_model),
-        control_epochs=40,
-        attacks=["loss"],
+        control_epochs=60,
         significance=1e-6,
         **sides(data),
     )
