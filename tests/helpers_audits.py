@@ -33,17 +33,17 @@ POOL_SECRET = "whether a record is in the pool at all"  # noqa: S105
 CERTIFICATE = (
     (
         f"Secret 1, {SUBSET_SECRET}: at most 0.0161384 nats leave the building. A guess whether a "
-        "given record was in it is right with probability at most 0.5896 (without the release: 0.5), "
-        "on average over the secret (the posterior of epsilon 0.362 in the worst case)."
+        "given record was in it is right with probability at most 0.5896 (without the release: "
+        "0.5), on average over the secret (the posterior of epsilon 0.362 in the worst case)."
     ),
     (
-        f"Secret 2, {POOL_SECRET}: epsilon at most 2 nats at delta 1e-05 (Renyi accounting: 2.341), "
-        "for one record added or removed, worst case. A guess whether it is in the pool is right with "
-        "probability at most 0.8808 (without the release: 0.5)."
+        f"Secret 2, {POOL_SECRET}: epsilon at most 2 nats at delta 1e-05 (Renyi accounting: "
+        "2.341), for one record added or removed, worst case. A guess whether it is in the pool is "
+        "right with probability at most 0.8808 (without the release: 0.5)."
     ),
     (
-        "3200 symbols were released in 100 steps from a pool of 1000 records. The last step's weights "
-        "are published."
+        "3200 symbols were released in 100 steps from a pool of 1000 records. The last step's "
+        "weights are published."
     ),
     "Assumes: the holder ran this code as it is, once, on this pool",
     (

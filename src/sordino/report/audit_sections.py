@@ -117,13 +117,14 @@ def _membership(found: Membership) -> Section:
     section.paragraphs = [
         (
             f"Each attack scores {found.num_members:,} members and {found.num_nonmembers:,} "
-            f"non-members; {found.num_removed:,} records were left out because both sides hold them, "
-            "or one side twice. A record is called a member where its score reaches a threshold."
+            f"non-members; {found.num_removed:,} records were left out because both sides hold "
+            "them, or one side twice. A record is called a member where its score reaches a "
+            "threshold."
         ),
         (
-            f"Brackets hold intervals at {confidence(found.significance)} confidence, for each number "
-            f"alone. Whoever picks the best of {len(found.attacks)} attacks after looking gets a "
-            "number that is a little too good for the attacker."
+            f"Brackets hold intervals at {confidence(found.significance)} confidence, for each "
+            f"number alone. Whoever picks the best of {len(found.attacks)} attacks after looking "
+            "gets a number that is a little too good for the attacker."
         ),
     ]
     shown = _drawn_attacks(found.attacks)
@@ -141,9 +142,9 @@ def _canaries(found: CanaryResult) -> Section:
     section = Section("canaries", "Canaries", is_for_holder=False)
     section.paragraphs = [
         (
-            f"{found.num_canaries:,} invented texts ({name_words(found.style)}) were planned, and each "
-            f"entered the pool by its own fair coin: {found.num_included:,} did. They are about "
-            "nobody, so these numbers may be shown to anyone."
+            f"{found.num_canaries:,} invented texts ({name_words(found.style)}) were planned, and "
+            f"each entered the pool by its own fair coin: {found.num_included:,} did. They are "
+            "about nobody, so these numbers may be shown to anyone."
         )
     ]
     level = confidence(found.significance)
@@ -192,9 +193,9 @@ def _exposure(found: CanaryResult) -> Figure:
     expected = [size * (2.0**-a - 2.0**-b) for a, b in pairwise(edges)]
     words = [
         (
-            f"Exposure is how far above the canaries left out an included one scores, in bits. Chance "
-            f"gives e bits or more with probability at most 2^-e: of {size:,}, on average at most "
-            f"{size:,} / 2^e."
+            f"Exposure is how far above the canaries left out an included one scores, in bits. "
+            f"Chance gives e bits or more with probability at most 2^-e: of {size:,}, on average "
+            f"at most {size:,} / 2^e."
         )
     ]
     for bits in dict.fromkeys((1, max(1, math.floor(most / 2)), max(1, math.floor(most)))):
@@ -234,8 +235,8 @@ def _subset(found: SubsetResult) -> Section:
     section = Section("subset", "Subset game")
     section.paragraphs = [
         (
-            f"The attacker knows the pool and all {found.num_subsets:,} candidate subsets, and orders "
-            f"the candidates by {found.attack}."
+            f"The attacker knows the pool and all {found.num_subsets:,} candidate subsets, and "
+            f"orders the candidates by {found.attack}."
         )
     ]
     if found.is_drawn_after:
@@ -310,8 +311,8 @@ def _pii(rows: Sequence[PiiRow]) -> Section:
     section = Section("pii", "Sensitive strings")
     section.paragraphs = [
         (
-            "Unique strings, counted once however often they were produced. What the base model gets "
-            "right as well did not come from tuning: it was guessed, or is public."
+            "Unique strings, counted once however often they were produced. What the base model "
+            "gets right as well did not come from tuning: it was guessed, or is public."
         )
     ]
     times = sorted({key for row in rows for key in row.by_repetition}, key=_as_number)
