@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT = 600.0, 390.0  # units of the drawing; the page scales it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 96.0, 572.0, 26.0, 312.0  # room for large type on a phone
 _MOST_DECADES = 6
+_SMALLEST_RANGE = 1e-290  # below it, floating-point numbers lose their digits
 _MOST_LABELS = 12  # more counts above the bars would touch each other
 
 
@@ -269,6 +270,8 @@ def _percent_of_power(exponent: int) -> str:
 
 def _round_ticks(low: float, high: float, *, only_whole: bool = False) -> list[float]:
     """Returns three to eight ticks at round values, from `low` or below to `high` or above."""
+    if high - low < _SMALLEST_RANGE:
+        return [low, high]
     size = 10.0 ** math.floor(math.log10((high - low) / 4.0))
     step = next(size * factor for factor in (1, 2, 5, 10) if (high - low) / (size * factor) <= 5)
     if only_whole:

@@ -257,7 +257,8 @@ def point_words(point: Point | None) -> tuple[str, ...]:
 def interval(low: float, high: float, *, as_percent: bool = False) -> str:
     """Returns an interval, rounded outwards."""
     if as_percent:
-        return f"[{lower(100.0 * low, 3)}%, {upper(100.0 * high, 3)}%]"
+        ends = (_rounded(low, 3, ROUND_FLOOR, power=2), _rounded(high, 3, ROUND_CEILING, power=2))
+        return f"[{ends[0]}%, {ends[1]}%]"
     ends = (_in_thousandths(low, ROUND_FLOOR), _in_thousandths(high, ROUND_CEILING))
     return f"[{ends[0]}, {ends[1]}]"
 
@@ -282,12 +283,12 @@ def upper(bound: float, digits: int = 4) -> str:
     return _rounded(bound, digits, ROUND_CEILING)
 
 
-def _rounded(bound: float, digits: int, rounding: str) -> str:
-    """Returns a number to so many digits, on one side of it."""
+def _rounded(bound: float, digits: int, rounding: str, *, power: int = 0) -> str:
+    """Returns a number times a power of ten to so many digits, on one side of it."""
     if not math.isfinite(bound):
         raise InvalidDataError(f"a number of an audit must be finite, got {bound!r}.")
     with localcontext(prec=digits, rounding=rounding):
-        return f"{float(+Decimal(repr(float(bound)))):.{digits}g}"
+        return f"{float(Decimal(repr(float(bound))).scaleb(power)):.{digits}g}"
 
 
 def _in_thousandths(bound: float, rounding: str) -> str:
