@@ -14,6 +14,7 @@ from sordino.report.audit_words import (
     gravest,
     headline,
     make_cards,
+    meanings,
     name_words,
     setting_words,
 )
@@ -96,6 +97,8 @@ def render_audit_page(source: PageSource) -> str:
         ],
         status=gravest(cards),
         headline=headline(cards),
+        meanings=meanings(cards),
+        is_private=audit is not None or source.holder_report is not None,
         sections=make_sections(audit, source.holder_report),
         missing=_missing(source),
         left_out=_LEFT_OUT,

@@ -56,12 +56,6 @@ STATUSES = {
         "No audit of this was found: the certificate below is a claim that nobody attacked.",
         "Cannot be told.",
     ),
-    NOT_PUBLISHED: Status(
-        "not-measured",
-        "Not published",
-        "It was measured on records of the pool, so the outcome stays with the data holder.",
-        "Not published.",
-    ),
     "consistent": Status(
         "consistent",
         "Consistent",
@@ -69,6 +63,12 @@ STATUSES = {
         "positive control. This supports the claim and does not prove it: attacks that were not "
         "tried may find more.",
         "No.",
+    ),
+    NOT_PUBLISHED: Status(
+        "not-measured",
+        "Not published",
+        "It was measured on records of the pool, so the outcome stays with the data holder.",
+        "Not published.",
     ),
     "nothing claimed": Status(
         "nothing-claimed",
@@ -120,19 +120,29 @@ def gravest(cards: Sequence[Card]) -> Status:
 
 def headline(cards: Sequence[Card]) -> str:
     """Returns all outcomes in a few words, the gravest first."""
-    statuses = [status for status in STATUSES.values() if any(c.status == status for c in cards)]
-    if len(statuses) == 1:
-        return statuses[0].title
-    names = {
-        status.title: " and ".join(
-            c.game.split(":")[0].lower() for c in cards if c.status == status
-        )
-        for status in statuses
+    (first, games), *others = _by_status(cards)
+    if not others:
+        return first.title
+    words = [f"{first.title} in the {games}"]
+    words += [f"{s.title[0].lower()}{s.title[1:]} in the {games}" for s, games in others]
+    return "; ".join(words)
+
+
+def meanings(cards: Sequence[Card]) -> list[str]:
+    """Returns what the outcomes mean, the gravest first."""
+    found = _by_status(cards)
+    if len(found) == 1:
+        return [found[0][0].meaning]
+    return [f"{games[0].upper()}{games[1:]}: {status.meaning}" for status, games in found]
+
+
+def _by_status(cards: Sequence[Card]) -> list[tuple[Status, str]]:
+    """Returns the outcomes with the games that have them, the gravest first."""
+    games = {
+        status: " and ".join(c.game.split(":")[0].lower() for c in cards if c.status == status)
+        for status in STATUSES.values()
     }
-    return "; ".join(
-        f"{title if i == 0 else title[0].lower() + title[1:]} in the {games}"
-        for i, (title, games) in enumerate(names.items())
-    )
+    return [(status, names) for status, names in games.items() if names]
 
 
 def _measured_card(
@@ -154,6 +164,8 @@ def _measured_card(
             facts.append(("Interval", _interval_words(verdict)))
         control = _bound_words(verdict.quantity, verdict.control_lower)
         facts.append(("The same on the positive control", control))
+    if verdict.game == "pool":
+        facts.extend(_best_attack_fact(audit))
     facts.append(("Does it contradict the certificate?", status.is_contradicted))
     bounds = _bounds(verdict)
     end = 1.0 if verdict.quantity == "posterior" else max((b[2] for b in bounds), default=0) or 1.0
@@ -216,6 +228,19 @@ def _interval_words(verdict: GameVerdict) -> str:
     level = "" if verdict.significance is None else f" at {confidence(verdict.significance)}"
     bound = 0.0 if verdict.measured_lower is None else verdict.measured_lower
     return f"{lower(bound)} to {end}{level} confidence: an attack bounds the leak from below only"
+
+
+def _best_attack_fact(audit: Audit | None) -> list[tuple[str, str]]:
+    """Returns how well the best attack tells records of the pool from others."""
+    if audit is None or audit.membership is None or not audit.membership.attacks:
+        return []
+    best = max(audit.membership.attacks, key=lambda attack: attack.auc)
+    words = f"{best.name}: AUC {best.auc:.3f} {interval(best.auc_lower, best.auc_upper)}"
+    for point in best.points:
+        words += (
+            f", TPR {' '.join(point_words(point)[:2])} at FPR \u2264 {percent(point.fpr_limit)}"
+        )
+    return [("Best attack on records", words)]
 
 
 def _strongest_attack(verdict: GameVerdict, audit: Audit | None) -> str | None:

@@ -120,6 +120,7 @@ def test_both_games_stand_side_by_side(page: Reader) -> None:
     assert "epsilon at least 0.4189 nats, by guesses about canaries" in pool
     assert "0.4189 to infinity at 95% confidence" in pool
     assert "The same on the positive control epsilon at least 4.211 nats" in pool
+    assert "Best attack on records reference ratio: AUC 0.631 [0.606, 0.655], TPR 3.3%" in pool
     for words in (subset, pool):
         assert "Does it contradict the certificate? No." in words
 
@@ -224,6 +225,7 @@ def test_without_an_audit_nothing_was_measured() -> None:
     found = Reader(render_audit_page(source))
     assert "Verdict Nothing was measured No audit of this was found" in found.text
     assert found.text.count("Cannot be told.") == 2
+    assert "nothing private on this page" in found.text
     assert CERTIFICATE[1] in found.text
     assert found.named("figure") == found.named("table") == []
 
@@ -250,7 +252,7 @@ def test_a_public_page_holds_nothing_about_the_pool() -> None:
     assert "Part that may be published" in found.text
     assert "Left out, because it was computed on records of the pool" in found.text
     assert "epsilon at least 0.4189 nats" in found.text
-    assert "Not published in the subset game; consistent in the pool game" in found.text
+    assert "Consistent in the pool game; not published in the subset game" in found.text
     assert "20 epochs without privacy" in found.text
     audit, secrets = make_audit(), ["Invented", "Imaginary", "1,000 members", "412.5", "37 records"]
     assert audit.membership is not None
