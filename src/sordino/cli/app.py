@@ -105,7 +105,7 @@ def show_compare(result: ComparisonResult, as_json: bool) -> None:  # noqa: FBT0
 
 def show_audit(result: AuditResult, as_json: bool) -> None:  # noqa: FBT001
     """Prints the verdicts and the numbers; exits with 2 if a claim is contradicted."""
-    from sordino.report.audit_words import describe_audit
+    from sordino.report.audit_lines import describe_audit
 
     audit = result.audit
     if as_json:

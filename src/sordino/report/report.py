@@ -1,0 +1,227 @@
+"""`sordino report`: the audit and the certificate of a model on one page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typing_extensions import Doc
+
+from sordino.core.errors import InvalidParameterError, LedgerError
+from sordino.ledger.certificate import compute_certificate, describe_certificate
+from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
+from sordino.ledger.ledger import Ledger
+from sordino.report.audit_page import PageSource, render_audit_page
+from sordino.report.audit_record import CONTRADICTED, read_audit
+from sordino.report.audit_words import NOT_PUBLISHED, is_on_canaries
+from sordino.report.holder_report import read_holder_report
+from sordino.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from sordino.report.audit_record import Audit, GameVerdict
+    from sordino.report.holder_report import HolderReport
+
+_PUBLIC_FILE_MODE = 0o644
+_NOTHING_CLAIMED = "nothing claimed"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFolder:
+    """Where the audit of a model lies: beside it, never in it, for it is private.
+
+    Args:
+        subject: The audited folder or file.
+    """
+
+    subject: Path
+
+    @property
+    def path(self) -> Path:
+        """The folder: the subject's name with ".audit" at the end."""
+        subject = self.subject if self.subject.name not in {"", ".."} else self.subject.resolve()
+        return subject.with_name(subject.name + ".audit")
+
+    @property
+    def record(self) -> Path:
+        """What was measured."""
+        return self.path / "audit.json"
+
+    @property
+    def page(self) -> Path:
+        """The data holder's page."""
+        return self.path / "report.html"
+
+    @property
+    def public_page(self) -> Path:
+        """The page that may leave the building, in a folder that holds nothing else private."""
+        return self.path / "public" / "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportResult:
+    """A page.
+
+    Args:
+        page: The file.
+        record: The same numbers as JSON; None where nothing was measured.
+        audit: What was measured, as far as the page shows it; None where nothing was.
+        is_public: Whether all that is for the data holder only was left out.
+    """
+
+    page: Path
+    record: Path | None
+    audit: Audit | None
+    is_public: bool
+
+
+def report(
+    run: Annotated[
+        Path, Doc("What was audited: a folder of `sordino tune`, or a model or adapter.")
+    ],
+    *,
+    output: Annotated[
+        Path | None,
+        Doc("Page to write, .html; default: RUN.audit/report.html, public: RUN.audit/public/."),
+    ] = None,
+    publish: Annotated[
+        bool,
+        Doc(
+            "Leave out everything that was computed on records of the pool: only the certificate, "
+            "numbers on canaries and settings stay."
+        ),
+    ] = False,
+) -> ReportResult:
+    """Draws one page that loads nothing: verdict, certificate in words, what was measured.
+
+    The audit is read from RUN.audit, where `sordino audit` puts it. Without one the page says that
+    nothing was measured. The page is for the data holder: publish makes one for everybody else.
+
+    Args:
+        run: What was audited.
+        output: The page.
+        publish: Whether it may leave the building.
+
+    Returns:
+        Where the page and its numbers lie.
+
+    Raises:
+        InvalidParameterError: If there is nothing to report, or the page would lie where it must
+            not.
+        InvalidDataError: If the audit or the holder's report cannot be read.
+        LedgerError: If the run is unfinished or damaged, or the audit is about another one.
+
+    Example:
+        sordino report run
+    """
+    folder = AuditFolder(Path(run))
+    page = _require_page(folder, None if output is None else Path(output), publish=publish)
+    words = _read_certificate(RunFolder(folder.subject))
+    audit = read_audit(folder.record) if folder.record.is_file() else None
+    if audit is None and words is None:
+        raise InvalidParameterError(
+            f"{folder.subject} is not a finished run, and {folder.path} holds no audit of it. "
+            "Attack it first: sordino audit RUN --members FILE --nonmembers FILE."
+        )
+    if audit is not None and words not in (None, audit.certificate_in_words):
+        raise LedgerError(
+            f"{folder.record} is the audit of another run: its certificate is not the one of "
+            f"{folder.subject}. Audit it again, with sordino audit."
+        )
+    source = PageSource(
+        name=audit.subject.get("name", folder.subject.name) if audit else folder.subject.name,
+        audit=publishable_part(audit) if publish and audit else audit,
+        certificate_in_words=words or (audit.certificate_in_words if audit else ()),
+        holder_report=None if publish else _read_holder_report(RunFolder(folder.subject)),
+        is_public=publish,
+    )
+    html = render_audit_page(source).encode()
+    mode = _PUBLIC_FILE_MODE if publish else PRIVATE_FILE_MODE
+    if page.is_relative_to(folder.path):
+        folder.path.mkdir(mode=PRIVATE_FOLDER_MODE, exist_ok=True, parents=True)
+    page.parent.mkdir(exist_ok=True, parents=True)
+    record = None
+    if source.audit is not None:
+        record = folder.record if page == folder.page else page.with_suffix(".json")
+        if record != folder.record:
+            replace_file(record, source.audit.to_bytes(), mode=mode)
+    replace_file(page, html, mode=mode)
+    return ReportResult(page, record, source.audit, publish)
+
+
+def publishable_part(audit: Audit) -> Audit:
+    """Returns the record without anything that was computed on records of the pool.
+
+    A contradiction stays, without its number: whoever reads the certificate must learn of it.
+    """
+    return replace(
+        audit,
+        verdicts=tuple(_publishable_verdict(verdict, audit) for verdict in audit.verdicts),
+        membership=None,
+        subset=None,
+        pii=(),
+        findings=(),
+        cost={},
+        notes=(),
+    )
+
+
+def _publishable_verdict(verdict: GameVerdict, audit: Audit) -> GameVerdict:
+    """Returns a verdict that tells nothing about records of the pool, but for a contradiction."""
+    if is_on_canaries(verdict, audit):
+        return verdict
+    bare = replace(verdict, measured_lower=None, control_lower=None, significance=None)
+    if verdict.outcome == _NOTHING_CLAIMED:
+        return replace(bare, line="Nothing claimed: the certificate is silent on this line.")
+    if verdict.outcome == CONTRADICTED:
+        line = "Contradicted, by a measurement on records of the pool, which is not published."
+        return replace(bare, line=line)
+    return replace(
+        bare,
+        outcome=NOT_PUBLISHED,
+        line="The outcome was measured on records of the pool and is not published.",
+    )
+
+
+def _require_page(folder: AuditFolder, output: Path | None, *, publish: bool) -> Path:
+    """Returns where the page goes; neither it nor its numbers may do harm there."""
+    if output is None:
+        return folder.public_page if publish else folder.page
+    if output.suffix.lower() not in {".html", ".htm"} or output.is_dir():
+        raise InvalidParameterError(f"output must be a file that ends in .html, got {output}.")
+    place, subject = output.resolve(), folder.subject.resolve()
+    if not publish and place.is_relative_to(subject):
+        raise InvalidParameterError(
+            f"output {output} lies in {folder.subject}, and everything in there may leave the "
+            "building. Choose another place, or publish only what may be published: --publish."
+        )
+    if publish and place.parent == folder.path.resolve():
+        raise InvalidParameterError(
+            f"output {output} lies beside the data holder's own numbers. Choose another folder "
+            "for what is published."
+        )
+    return output
+
+
+def _read_certificate(folder: RunFolder) -> tuple[str, ...] | None:
+    """Returns the certificate in words; None for what is not a run.
+
+    Raises:
+        LedgerError: If the run is unfinished, or its certificate is not that of its ledger.
+    """
+    if not folder.ledger.is_file():
+        return None
+    certificate = compute_certificate(Ledger.open(folder.ledger))
+    stored = folder.certificate.read_bytes() if folder.certificate.is_file() else b""
+    if stored != certificate.to_bytes():
+        raise LedgerError(
+            f"{folder.certificate} is not the certificate of its ledger. Look with sordino verify "
+            f"{folder.path}."
+        )
+    return tuple(describe_certificate(certificate))
+
+
+def _read_holder_report(folder: RunFolder) -> HolderReport | None:
+    """Returns the leave-one-out losses of a run; None where it kept none."""
+    path = folder.holder_report
+    return read_holder_report(path) if path.is_file() else None

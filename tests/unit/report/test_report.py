@@ -1,0 +1,267 @@
+"""`sordino report`: where pages go, what they are about, and what never gets published."""
+
+from __future__ import annotations
+
+import json
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers_audits import (
+    POOL_SECRET,
+    make_audit,
+    make_verdict,
+    write_holder_report,
+)
+from sordino.core.errors import InvalidDataError, InvalidParameterError, LedgerError
+from sordino.ledger.certificate import compute_certificate, describe_certificate
+from sordino.ledger.ledger import Ledger
+from sordino.report.audit_record import Audit, read_audit
+from sordino.report.report import AuditFolder, publishable_part, report
+from sordino.training.run_folder import RunFolder
+
+OPENING: dict[str, Any] = {
+    "kind": "open",
+    "sordino_version": "0.1.0",
+    "guarantee": "pac",
+    "mutual_information_budget_nats": 0.0,
+    "mutual_information_nats": 0.0,
+    "mechanism": {
+        "name": "unanimity",
+        "num_subsets": 128,
+        "subset_construction": "random-halves",
+        "prior": 0.5,
+        "on_disagreement": "coin",
+        "unanimity_flip": 0.0,
+    },
+    "num_records": 1000,
+    "num_steps": 1,
+    "directions_per_step": 3,
+    "base_model_sha256": "c" * 64,
+}
+RELEASE = {
+    "kind": "release",
+    "step": 0,
+    "num_releases": 3,
+    "mutual_information_nats": 0.0,
+    "symbols_sha256": "d" * 64,
+}
+CLOSE = {
+    "kind": "close",
+    "selected_step": 1,
+    "selection": "The weights are those after the last step.",
+    "transcript_sha256": "a" * 64,
+    "artefacts_sha256": {"adapter_model.safetensors": "b" * 64},
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run, as far as a report looks at it."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    ledger = Ledger.open(folder.ledger)
+    for event in (OPENING, RELEASE, CLOSE):
+        ledger.append(event)
+    folder.certificate.write_bytes(compute_certificate(Ledger.open(folder.ledger)).to_bytes())
+    return folder.path
+
+
+def words_of(run: Path) -> tuple[str, ...]:
+    return tuple(describe_certificate(compute_certificate(Ledger.open(run / "ledger.jsonl"))))
+
+
+def write_audit(subject: Path, audit: Audit) -> Path:
+    folder = AuditFolder(subject)
+    folder.path.mkdir()
+    folder.record.write_bytes(audit.to_bytes())
+    return folder.record
+
+
+@pytest.fixture
+def audited(run: Path) -> Path:
+    """The run with an audit and a holder's report."""
+    write_audit(run, make_audit(certificate_in_words=words_of(run)))
+    write_holder_report(RunFolder(run).holder_report)
+    return run
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_page_lies_beside_the_run(audited: Path) -> None:
+    """Readable for the holder alone; the run folder, which may leave, stays as it was."""
+    before = sorted(path.name for path in audited.iterdir())
+    result = report(audited)
+    assert result.page == audited.with_name("run.audit") / "report.html"
+    assert result.record == audited.with_name("run.audit") / "audit.json"
+    assert mode(result.page) == 0o600
+    assert sorted(path.name for path in audited.iterdir()) == before
+    page = result.page.read_text(encoding="utf-8")
+    assert "Consistent" in page
+    assert "infinite loss" in page
+    for line in words_of(audited):
+        assert line in page.replace("&#39;", "'")
+
+
+def test_another_place_gets_the_numbers_too(audited: Path, tmp_path: Path) -> None:
+    result = report(audited, output=tmp_path / "pages" / "mine.html")
+    assert result.record == tmp_path / "pages" / "mine.json"
+    assert read_audit(result.record) == read_audit(AuditFolder(audited).record)
+    assert mode(result.page) == mode(result.record) == 0o600
+
+
+def test_a_run_without_an_audit_still_has_a_page(run: Path) -> None:
+    """It says that nothing was measured."""
+    result = report(run)
+    assert result.record is None
+    assert result.audit is None
+    assert "Nothing was measured" in result.page.read_text(encoding="utf-8")
+    assert mode(result.page.parent) == 0o700
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "adapter"])
+def test_models_made_elsewhere_have_pages(tmp_path: Path, name: str) -> None:
+    """A file, or a folder without a ledger; neither has a certificate."""
+    subject = tmp_path / name
+    if "." in name:
+        subject.write_bytes(b"")
+    else:
+        subject.mkdir()
+    audit = make_audit("nothing claimed", "nothing claimed", certificate_in_words=())
+    write_audit(subject, audit)
+    result = report(subject)
+    assert result.page == tmp_path / f"{name}.audit" / "report.html"
+    assert "There is none: this model was not made" in result.page.read_text(encoding="utf-8")
+
+
+def test_what_was_never_audited_is_refused(tmp_path: Path) -> None:
+    """The error says what to do."""
+    with pytest.raises(InvalidParameterError, match=r"not a finished run, .* sordino audit RUN"):
+        report(tmp_path / "nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_audit_of_another_run_is_refused(run: Path) -> None:
+    """Defect: a run made again under the verdict of the old one."""
+    write_audit(run, make_audit())
+    with pytest.raises(LedgerError, match="the audit of another run"):
+        report(run)
+
+
+def test_a_changed_certificate_is_refused(audited: Path) -> None:
+    path = RunFolder(audited).certificate
+    path.write_bytes(path.read_bytes().replace(b"1000", b"9000"))
+    with pytest.raises(LedgerError, match="not the certificate of its ledger"):
+        report(audited)
+
+
+def test_an_unfinished_run_is_refused(run: Path) -> None:
+    ledger = run / "ledger.jsonl"
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(LedgerError, match="unfinished"):
+        report(run)
+
+
+def test_a_broken_audit_is_refused(audited: Path) -> None:
+    AuditFolder(audited).record.write_text("{}")
+    with pytest.raises(InvalidDataError, match="not the record of an audit"):
+        report(audited)
+
+
+@pytest.mark.parametrize("name", ["page.txt", "page", "folder.html"])
+def test_the_output_is_a_page(audited: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(InvalidParameterError, match=r"must be a file that ends in \.html"):
+        report(audited, output=tmp_path / name)
+
+
+@pytest.mark.parametrize("place", ["report.html", "more/report.html", "../run/report.html"])
+def test_a_private_page_never_lies_in_the_run(audited: Path, place: str) -> None:
+    """Everything in the run folder may leave the building."""
+    with pytest.raises(InvalidParameterError, match="may leave the building"):
+        report(audited, output=audited / place)
+
+
+def test_a_public_page_never_lies_beside_private_numbers(audited: Path) -> None:
+    """A folder is what people copy; and its audit.json is not to be overwritten."""
+    before = AuditFolder(audited).record.read_bytes()
+    for name in ("audit.html", "public.html"):
+        with pytest.raises(InvalidParameterError, match="Choose another folder"):
+            report(audited, output=AuditFolder(audited).path / name, publish=True)
+    assert AuditFolder(audited).record.read_bytes() == before
+
+
+def test_publishing_leaves_the_pool_out(audited: Path) -> None:
+    """The page and the numbers beside it; both may be read by all."""
+    result = report(audited, publish=True)
+    assert result.is_public
+    assert result.record is not None
+    assert result.page == audited.with_name("run.audit") / "public" / "report.html"
+    assert sorted(p.name for p in result.page.parent.iterdir()) == ["report.html", "report.json"]
+    assert mode(result.page) == mode(result.record) == 0o644
+    page, stored = result.page.read_text(encoding="utf-8"), json.loads(result.record.read_bytes())
+    assert "Left out, because it was computed on records of the pool" in page
+    assert "infinite loss" not in page
+    for part in ("membership", "subset", "pii", "findings", "cost", "notes"):
+        assert not stored[part]
+    assert stored["canaries"]["epsilon_lower"] == 0.4189
+    assert read_audit(result.record) == result.audit
+
+
+def test_published_verdicts_tell_nothing_about_the_pool() -> None:
+    """Only what rests on canaries keeps its numbers."""
+    audit = make_audit()
+    subset, pool = publishable_part(audit).verdicts
+    assert pool == audit.verdicts[1]
+    assert subset.outcome == "not published"
+    assert subset.measured_lower is subset.control_lower is subset.significance is None
+    assert "0.0089" not in subset.line
+    moved = replace(audit, verdicts=(make_verdict(measured_lower=0.6, line="loss: 0.6"),))
+    assert publishable_part(moved).verdicts[0].outcome == "not published"
+    assert "0.6" not in publishable_part(moved).verdicts[0].line
+
+
+def test_a_published_line_may_claim_nothing() -> None:
+    """That is known without any measurement."""
+    (subset, _) = publishable_part(make_audit("consistent", "nothing claimed")).verdicts
+    assert subset.outcome == "nothing claimed"
+    assert subset.measured_lower is None
+    assert "0.0089" not in subset.line
+
+
+def test_a_contradiction_is_never_left_out(audited: Path) -> None:
+    """Its number is; whoever reads the certificate must learn that it does not hold."""
+    audit = make_audit("contradicted", "contradicted", certificate_in_words=words_of(audited))
+    AuditFolder(audited).record.write_bytes(audit.to_bytes())
+    result = report(audited, publish=True)
+    assert result.audit is not None
+    assert result.audit.is_contradicted
+    page = result.page.read_text(encoding="utf-8")
+    assert "Contradicted, by a measurement on records of the pool" in page
+    assert "3.127" not in page
+    assert "0.8114" not in page
+
+
+def test_a_page_is_drawn_again(audited: Path) -> None:
+    """The same record gives the same bytes, over what lay there."""
+    first = report(audited).page.read_bytes()
+    assert report(audited).page.read_bytes() == first
+
+
+def test_this_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "." and ".." are folders too."""
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    assert AuditFolder(Path()).path == tmp_path / "outer" / "inner.audit"
+    assert AuditFolder(Path("..")).path == tmp_path / "outer.audit"
+
+
+def test_the_pool_secret_is_the_certificates(run: Path) -> None:
+    """The words that the examples use are those of a real certificate."""
+    assert words_of(run)[1].startswith(f"Secret 2, {POOL_SECRET}: ")
