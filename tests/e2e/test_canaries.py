@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 import sordino
 from helpers_runs import (
+    CONTEXT_LENGTH,
     SMALL,
     completion_rows,
     files_below,
@@ -22,14 +24,17 @@ from helpers_runs import (
     sentiment_rows,
     write_jsonl,
 )
+from helpers_tiny_models import naive_loss
 from sordino.accounting.dp import calibrate_noise_multiplier
-from sordino.attacks.canaries import read_canaries
+from sordino.attacks.canaries import canary_guess_bound, exposure, read_canaries
+from sordino.attacks.subject import open_subject
 from sordino.core.errors import (
     InvalidDataError,
     InvalidParameterError,
     LedgerError,
     SordinoError,
 )
+from sordino.data import CompletionTask
 from sordino.gradients.clipped import ClippedGradients
 from sordino.gradients.estimators import ZerothOrderEstimator
 from sordino.ledger.journal import Commit, Journal
@@ -41,10 +46,24 @@ from sordino.training import dp_plan
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sordino.gradients.objectives import LanguageModel
+
 DRIVER = Path(__file__).with_name("crash_driver.py")
 NUM_CANARIES = 8
 PAC = SMALL | {"canaries": NUM_CANARIES}
 NAMES = PAC | {"canary_style": "rare-name"}
+OVERFITTED = {
+    "canaries": 60,
+    "guarantee": "none",
+    "estimator": "first-order",
+    "optimizer": "adamw",
+    "num_steps": 40,
+    "learning_rate": 0.05,
+    "lora_factors": "both",
+    "lora_targets": ["q_proj", "v_proj", "up_proj", "down_proj"],
+    "dtype": "float32",
+    "device": "cpu",
+}
 USERS = {
     "canaries": NUM_CANARIES,
     "guarantee": "dp",
@@ -208,6 +227,32 @@ def test_canaries_teach(files: dict[str, Any]) -> None:
         weights.append((output / "adapter_model.safetensors").read_bytes())
         assert sordino.verify(output, model=files["model"]).is_valid
     assert weights[0] != weights[1]
+
+
+def test_an_overfitted_run_is_caught(
+    files: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From list to bound: without privacy the guesses are right. Coins are fixed, so no chance."""
+    files["train"] = write_jsonl(files["train"].with_name("notes.jsonl"), completion_rows(12))
+    is_included = np.random.default_rng(5).integers(0, 2, size=60).astype(np.bool_)
+    monkeypatch.setattr(planting, "draw_inclusion", lambda _count, _entropy: is_included)
+    sordino.tune(**files, **OVERFITTED)
+    planned = read_canaries(list_of(files["output"]))
+    subject = open_subject(str(files["output"]), base=files["model"], dtype=torch.float32)
+    examples = CompletionTask().encode(planned.records, subject.tokenizer, CONTEXT_LENGTH)
+
+    def losses(model: LanguageModel) -> np.ndarray:
+        return np.array([float(naive_loss(model.causal_lm, example)) for example in examples])
+
+    with torch.no_grad():
+        tuned = losses(subject.tuned)
+        with subject.base() as base:
+            scores = losses(base) - tuned
+    bound = canary_guess_bound(scores, planned.is_included, 20, 1e-4)
+    assert bound.num_correct >= 18
+    assert bound.epsilon_lower > 0.8
+    exposures = exposure(scores[is_included], scores[~is_included])
+    assert np.median(exposures) > 3.0
 
 
 @pytest.mark.parametrize("objective", ["loss", "token-f1"])
