@@ -123,12 +123,15 @@ def test_other_relations_are_not_tested(
 
 
 def test_honest_claim_is_consistent_with_a_caught_control(
-    tiny_model: Path, data: Path, tmp_path: Path
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control leaks more than the claim, the run does not: consistent; both games are there.
 
     Failure rate of a correct run: 1e-6, the audit's own level.
     """
+    # a model of a few thousand numbers learns nothing by heart at the usual rate
+    monkeypatch.setattr("sordino.report.audit_control._LEARNING_RATE", 2e-2)
+    monkeypatch.setattr("sordino.report.audit_control._BATCH", 64)
     output = tmp_path / "run"
     sordino.tune(
         model=str(tiny_model),
@@ -136,7 +139,7 @@ def test_honest_claim_is_consistent_with_a_caught_control(
         output=output,
         guarantee="dp",
         epsilon=0.3,
-        delta=1e-5,
+        delta=1e-9,  # the bound of one run cannot reach a level far below 2 x canaries x delta
         estimator="first-order",
         num_steps=4,
         batch_size=40,
@@ -146,7 +149,7 @@ def test_honest_claim_is_consistent_with_a_caught_control(
     result = sordino.audit(
         str(output),
         model=str(tiny_model),
-        control_epochs=60,
+        control_epochs=50,
         significance=1e-6,
         **sides(data),
     )

@@ -138,8 +138,11 @@ def _open_adapter(
 
     @contextmanager
     def open_base() -> Iterator[LanguageModel]:
-        with adapted.disable_adapter():
-            yield tuned
+        try:
+            with adapted.disable_adapter():
+                yield tuned
+        finally:
+            adapted.requires_grad_(requires_grad=False)  # PEFT makes it trainable again
 
     return Subject(
         name=folder.name,

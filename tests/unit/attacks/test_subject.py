@@ -45,6 +45,7 @@ def test_run_with_its_base(run: Path, tiny_model: Path) -> None:
         assert torch.equal(logits(base), plain)
     assert torch.equal(logits(subject.tuned), tuned)
     assert not torch.equal(tuned, plain)
+    assert not any(p.requires_grad for p in subject.tuned.causal_lm.parameters())
     assert (subject.kind, subject.name) == ("run", "run")
     assert subject.ledger is not None
 
