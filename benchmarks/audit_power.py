@@ -21,7 +21,7 @@ import numpy as np
 import sordino
 from common import movie_reviews
 from sordino.data import normalize_text
-from sordino.report.audit_record import read_audit
+from sordino.reports.audit_record import read_audit
 
 CANARIES = 200
 SHARED: dict[str, Any] = {

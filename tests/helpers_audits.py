@@ -11,8 +11,8 @@ import numpy as np
 
 from sordino.auditing.curves import auc_interval, log_log_points, operating_point
 from sordino.auditing.exposure import exposure
-from sordino.report.audit_page import PageSource
-from sordino.report.audit_record import (
+from sordino.reports.audit_page import PageSource
+from sordino.reports.audit_record import (
     AttackResult,
     Audit,
     CanaryResult,
@@ -23,7 +23,7 @@ from sordino.report.audit_record import (
     Point,
     SubsetResult,
 )
-from sordino.report.holder_report import HolderReport
+from sordino.reports.holder_report import HolderReport
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from sordino.ledger.certificate import NO_GUARANTEE, PoolLine, SubsetLine
-from sordino.report.comparison import METHODS, Comparison, Row
+from sordino.reports.comparison import METHODS, Comparison, Row
 
 SUCCESS = {"dp-first-order": 0.58958613, "dp-zeroth-order": 0.59830201}
 

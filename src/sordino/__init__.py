@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sordino.accounting.inference_risk import risk
-    from sordino.report.audit import audit
-    from sordino.report.compare import compare
+    from sordino.data.people import people
+    from sordino.reports.audit import audit
+    from sordino.reports.compare import compare
+    from sordino.reports.report import report
     from sordino.training.demo import demo
     from sordino.training.distill import distill
     from sordino.training.tune import tune
     from sordino.training.verify import verify
 
-__all__ = ["audit", "compare", "demo", "distill", "risk", "tune", "verify"]
+__all__ = ["audit", "compare", "demo", "distill", "people", "report", "risk", "tune", "verify"]
 
 _HOMES = {
-    "audit": "sordino.report.audit",
-    "compare": "sordino.report.compare",
+    "audit": "sordino.reports.audit",
+    "compare": "sordino.reports.compare",
     "demo": "sordino.training.demo",
     "distill": "sordino.training.distill",
+    "people": "sordino.data.people",
+    "report": "sordino.reports.report",
     "risk": "sordino.accounting.inference_risk",
     "tune": "sordino.training.tune",
     "verify": "sordino.training.verify",

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import sordino
-import sordino.report.audit as module
+import sordino.reports.audit as module
 from helpers_runs import SMALL, completion_rows, run_cli, sentiment_rows, write_jsonl
 from sordino.attacks.score_store import score_texts
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.ledger.certificate import compute_certificate
-from sordino.report.audit_record import read_audit
+from sordino.reports.audit_record import read_audit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,8 +130,8 @@ def test_honest_claim_is_consistent_with_a_caught_control(
     Failure rate of a correct run: 1e-6, the audit's own level.
     """
     # a model of a few thousand numbers learns nothing by heart at the usual rate
-    monkeypatch.setattr("sordino.report.audit_control._LEARNING_RATE", 2e-2)
-    monkeypatch.setattr("sordino.report.audit_control._BATCH", 64)
+    monkeypatch.setattr("sordino.reports.audit_control._LEARNING_RATE", 2e-2)
+    monkeypatch.setattr("sordino.reports.audit_control._BATCH", 64)
     output = tmp_path / "run"
     sordino.tune(
         model=str(tiny_model),

@@ -6,21 +6,21 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sordino.reports import study as module
 
 import sordino
 from helpers_runs import Shell, run_cli, sentiment_rows, write_jsonl
 from sordino.core.errors import LedgerError
 from sordino.ledger.journal import Journal
 from sordino.ledger.ledger import Ledger
-from sordino.report import study as module
-from sordino.report.comparison import METHODS, read_comparison
-from sordino.report.page import render_page
+from sordino.reports.comparison import METHODS, read_comparison
+from sordino.reports.page import render_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from sordino.report.comparison import Comparison
+    from sordino.reports.comparison import Comparison
 
 OPTIONS: dict[str, Any] = {
     "epsilon": 4.0,

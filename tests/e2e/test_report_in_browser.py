@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helpers_audits import CERTIFICATE, make_audit, make_source
-from sordino.report.audit_page import PageSource, render_audit_page
-from sordino.report.report import publishable_part
+from sordino.reports.audit_page import PageSource, render_audit_page
+from sordino.reports.report import publishable_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

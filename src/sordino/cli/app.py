@@ -18,8 +18,10 @@ from sordino.cli.commands import EXIT_CONTRADICTED, EXIT_FAILED, make_command
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sordino.report.audit import AuditResult
-    from sordino.report.study import ComparisonResult
+    from sordino.data.people import PeopleResult
+    from sordino.reports.audit import AuditResult
+    from sordino.reports.report import ReportResult
+    from sordino.reports.study import ComparisonResult
     from sordino.training.demo import DemoResult
     from sordino.training.tune import TuneResult
     from sordino.training.verify import Verification
@@ -32,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _EXAMPLES = {"risk": "sordino risk --mutual-information 0.33"}  # no shell line in its docstring
+_FOR_WHOM = {True: "It may leave the building.", False: "It is for the data holder."}
 _out = Console(highlight=False, soft_wrap=True, markup=False)
 
 
@@ -105,7 +108,7 @@ def show_compare(result: ComparisonResult, as_json: bool) -> None:  # noqa: FBT0
 
 def show_audit(result: AuditResult, as_json: bool) -> None:  # noqa: FBT001
     """Prints the verdicts and the numbers; exits with 2 if a claim is contradicted."""
-    from sordino.report.audit_lines import describe_audit
+    from sordino.reports.audit_lines import describe_audit
 
     audit = result.audit
     if as_json:
@@ -118,10 +121,36 @@ def show_audit(result: AuditResult, as_json: bool) -> None:  # noqa: FBT001
         raise typer.Exit(EXIT_CONTRADICTED)
 
 
+def show_report(result: ReportResult, as_json: bool) -> None:  # noqa: FBT001
+    """Prints where the page lies; exits with 2 if a claim is contradicted."""
+    is_contradicted = result.audit is not None and result.audit.is_contradicted
+    if as_json:
+        paths = {"page": str(result.page), "record": result.record and str(result.record)}
+        typer.echo(json.dumps(paths | {"is_contradicted": is_contradicted}, indent=2))
+    else:
+        if is_contradicted:
+            _out.print("CONTRADICTED: a measurement contradicts the certificate.", style="bold red")
+        _out.print(f"Page: {result.page}. {_FOR_WHOM[result.is_public]}")
+    if is_contradicted:
+        raise typer.Exit(EXIT_CONTRADICTED)
+
+
+def show_people(result: PeopleResult, as_json: bool) -> None:  # noqa: FBT001
+    """Prints where the files lie."""
+    paths = {name: str(getattr(result, name)) for name in ("train", "heldout", "secrets")}
+    if as_json:
+        typer.echo(json.dumps(paths, indent=2))
+        return
+    for name, path in paths.items():
+        _out.print(f"{name}: {path}")
+
+
 def _register() -> None:
     """Adds one command a public function."""
-    from sordino.report.audit import audit
-    from sordino.report.compare import compare
+    from sordino.data.people import people
+    from sordino.reports.audit import audit
+    from sordino.reports.compare import compare
+    from sordino.reports.report import report
     from sordino.training.demo import demo
     from sordino.training.distill import distill
     from sordino.training.tune import tune
@@ -135,6 +164,8 @@ def _register() -> None:
         demo: show_demo,
         compare: show_compare,
         audit: show_audit,
+        report: show_report,
+        people: show_people,
     }
     for function, show in commands.items():
         example = _EXAMPLES.get(function.__name__)

@@ -16,7 +16,9 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typing_extensions import Doc
 
 from sordino.core.checks import require_integer
 from sordino.core.errors import InvalidParameterError
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Document",
+    "PeopleResult",
     "Person",
     "Secret",
     "generate_documents",
     "generate_people",
     "list_secrets",
+    "people",
     "read_secrets",
     "write_people",
 ]
@@ -249,6 +253,43 @@ def write_people(
         lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
         path.write_text("".join(lines), encoding="utf-8", newline="\n")
     return paths
+
+
+@dataclass(frozen=True, slots=True)
+class PeopleResult:
+    """The written files."""
+
+    train: Path
+    heldout: Path
+    secrets: Path
+
+
+def people(
+    *,
+    output: Annotated[Path, Doc("Folder for train.jsonl, heldout.jsonl and secrets.jsonl.")],
+    num_people: Annotated[int, Doc("People that documents are about.")] = 100,
+    num_heldout: Annotated[int, Doc("People who are in no training document: controls.")] = 100,
+    seed: Annotated[int, Doc("Public seed; the same seed gives the same people.")] = 0,
+) -> PeopleResult:
+    """Invents people and documents that hold their sensitive strings 1, 5, 10 or 25 times.
+
+    Tune on train.jsonl, then look for secrets.jsonl in what the model writes. Nobody is real.
+
+    Raises:
+        InvalidParameterError: If a number is out of range, or a file is there already.
+
+    Example:
+        sordino people --output people --num-people 50
+    """
+    names = ("train.jsonl", "heldout.jsonl", "secrets.jsonl")
+    present = [name for name in names if (Path(output) / name).exists()]
+    if present:
+        raise InvalidParameterError(
+            f"output {output} holds {present[0]} already and nothing is overwritten. Choose "
+            "another folder."
+        )
+    paths = write_people(output, num_people=num_people, num_heldout=num_heldout, seed=seed)
+    return PeopleResult(*paths)
 
 
 class _Taken:

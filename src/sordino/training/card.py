@@ -62,6 +62,11 @@ def render_card(ledger: Ledger, certificate: Certificate) -> str:
             "",
             "Check it without trusting whoever made it: `sordino verify FOLDER --model BASE`.",
             "",
+            (
+                "What attacks found, if the holder published it: [page](audit.html), "
+                "[numbers](audit.json)."
+            ),
+            "",
             "## Settings (all public)",
             "",
             "| setting | value |",

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from sordino.training.loop import Session
     from sordino.training.run_folder import RunFolder
 
-NOT_ARTEFACTS = {"ledger.jsonl", "transcript.bin", "certificate.json", "README.md"}
+# files that are checked in another way, and what may be published beside a run after it
+NOT_ARTEFACTS = {
+    "ledger.jsonl",
+    "transcript.bin",
+    "certificate.json",
+    "README.md",
+    "audit.html",
+    "audit.json",
+}
 
 
 def finish_run(

@@ -29,7 +29,7 @@ from sordino.data.pool import Record
 from sordino.data.tasks import CompletionTask
 from sordino.gradients.objectives import CompletionObjective, LanguageModel
 from sordino.models import load_model
-from sordino.report.audit_record import PiiRow
+from sordino.reports.audit_record import PiiRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from helpers_audits import make_audit, make_canaries, make_verdict
 from sordino.core.errors import InvalidDataError
-from sordino.report.audit_record import Point
-from sordino.report.audit_words import (
+from sordino.reports.audit_record import Point
+from sordino.reports.audit_words import (
     confidence,
     gravest,
     headline,

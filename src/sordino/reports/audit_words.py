@@ -12,7 +12,7 @@ from sordino.core.errors import InvalidDataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sordino.report.audit_record import Audit, GameVerdict, Point
+    from sordino.reports.audit_record import Audit, GameVerdict, Point
 
 NOT_MEASURED = "not measured"
 NOT_PUBLISHED = "not published"

@@ -12,8 +12,8 @@ from sordino.core.errors import InvalidParameterError, LedgerError
 from sordino.ledger.certificate import compute_certificate
 from sordino.ledger.durable import replace_file
 from sordino.ledger.ledger import Ledger
-from sordino.report.comparison import METHODS, Comparison, Row, count_forward_equivalents
-from sordino.report.page import render_page
+from sordino.reports.comparison import METHODS, Comparison, Row, count_forward_equivalents
+from sordino.reports.page import render_page
 from sordino.training.config import find_recipe
 from sordino.training.dp_plan import make_dp_plan
 from sordino.training.loop import read_metrics

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sordino.report.audit_figures import Curve, draw_bounds, draw_histogram, draw_roc
+from sordino.reports.audit_figures import Curve, draw_bounds, draw_histogram, draw_roc
 
 HOSTILE = "<script>\"&'"
 

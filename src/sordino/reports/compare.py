@@ -14,8 +14,8 @@ from sordino.core.checks import require_integer, require_one_of, require_positiv
 from sordino.core.errors import LedgerError
 from sordino.data import read_records
 from sordino.ledger.durable import replace_file
-from sordino.report.comparison import METHODS, Comparison, read_comparison
-from sordino.report.study import ComparisonResult, Study
+from sordino.reports.comparison import METHODS, Comparison, read_comparison
+from sordino.reports.study import ComparisonResult, Study
 from sordino.training import options  # noqa: TC001 - read when the command line is made
 from sordino.training.dp_plan import DpOptions
 from sordino.training.run_folder import RunFolder

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sordino.attacks.canaries import canary_guess_bound, exposure
+from sordino.attacks.extra_scores import make_extras
 from sordino.attacks.score_store import score_texts
 from sordino.attacks.scores import SCORES
 from sordino.attacks.texts import encode_texts
 from sordino.auditing.exposure import FEWEST_REFERENCES, extrapolated_exposure
 from sordino.core.errors import InvalidParameterError
 from sordino.data import normalize_text
-from sordino.report.audit_control import ControlPlan, random_half
-from sordino.report.audit_games import attack_result, attack_results, play_subset_game
-from sordino.report.audit_record import CanaryResult, Membership, SubsetResult
+from sordino.reports.audit_control import ControlPlan, random_half
+from sordino.reports.audit_games import attack_result, attack_results, play_subset_game
+from sordino.reports.audit_record import CanaryResult, Membership, SubsetResult
 from sordino.training.progress import progress
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from sordino.attacks.subject import Subject
     from sordino.data import Record
-    from sordino.report.audit_subset import SubsetGame
+    from sordino.reports.audit_subset import SubsetGame
 
     ByName = dict[str, NDArray[np.float64]]
 
@@ -78,6 +79,7 @@ class Rules:
 
     Args:
         names: Scores that are reported.
+        seed: Public; of scores that draw something.
         deciding: The one that guesses canaries and orders candidates.
         num_guesses: Canaries guessed.
         delta: Of the bound on epsilon.
@@ -85,6 +87,7 @@ class Rules:
     """
 
     names: Sequence[str]
+    seed: int
     deciding: str
     num_guesses: int
     delta: float
@@ -129,24 +132,30 @@ def choose_rules(
     num_guesses: int,
     delta: float,
     significance: float,
+    seed: int,
 ) -> Rules:
     """Returns the rules; without a wish all scores that can be computed are reported.
 
     Raises:
         InvalidParameterError: If a wanted score is unknown or needs a base that there is not.
     """
-    possible = [name for name, score in SCORES.items() if subject.has_base or not score.needs_base]
+    usual = [name for name, score in SCORES.items() if subject.has_base or not score.needs_base]
+    known = [*SCORES, *EXTRA_SCORES]
     for name in attacks or ():
-        if name not in SCORES:
-            raise InvalidParameterError(f"attacks must be among {', '.join(SCORES)}; got {name!r}.")
-        if name not in possible:
+        if name not in known:
+            raise InvalidParameterError(f"attacks must be among {', '.join(known)}; got {name!r}.")
+        if name not in {*usual, *EXTRA_SCORES}:
             raise InvalidParameterError(
                 f"attack {name} compares with the base model: name it with --model BASE."
             )
-    usual = "reference-difference" if subject.has_base else "loss"
+    if attacks:
+        deciding = attacks[0]
+    else:
+        deciding = "reference-difference" if subject.has_base else "loss"
     return Rules(
-        names=list(dict.fromkeys(attacks)) if attacks else possible,
-        deciding=attacks[0] if attacks else usual,
+        names=list(dict.fromkeys(attacks)) if attacks else usual,
+        deciding=deciding,
+        seed=seed,
         num_guesses=num_guesses,
         delta=delta,
         significance=significance,
@@ -154,9 +163,16 @@ def choose_rules(
 
 
 def score_material(
-    subject: Subject, material: Material, folder: Path, title: str, *, tokens_per_batch: int
+    subject: Subject,
+    material: Material,
+    rules: Rules,
+    folder: Path,
+    *,
+    title: str,
+    tokens_per_batch: int,
 ) -> Scores:
     """Returns all scores of all records; what an interrupted audit scored is not scored again."""
+    extras = make_extras(subject, rules.names, rules.seed)
 
     def score(side: str, records: Sequence[Record]) -> ByName:
         if not records:
@@ -167,6 +183,7 @@ def score_material(
                 subject,
                 texts,
                 folder / f"scores-{side}.PRIVATE.jsonl",
+                extras=extras,
                 tokens_per_batch=tokens_per_batch,
                 advance=advance,
             )

@@ -12,15 +12,15 @@ from sordino.core.errors import InvalidParameterError, LedgerError
 from sordino.ledger.certificate import compute_certificate, describe_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
 from sordino.ledger.ledger import Ledger
-from sordino.report.audit_page import PageSource, render_audit_page
-from sordino.report.audit_record import CONTRADICTED, read_audit
-from sordino.report.audit_words import NOT_PUBLISHED, is_on_canaries
-from sordino.report.holder_report import read_holder_report
+from sordino.reports.audit_page import PageSource, render_audit_page
+from sordino.reports.audit_record import CONTRADICTED, read_audit
+from sordino.reports.audit_words import NOT_PUBLISHED, is_on_canaries
+from sordino.reports.holder_report import read_holder_report
 from sordino.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from sordino.report.audit_record import Audit, GameVerdict
-    from sordino.report.holder_report import HolderReport
+    from sordino.reports.audit_record import Audit, GameVerdict
+    from sordino.reports.holder_report import HolderReport
 
 _PUBLIC_FILE_MODE = 0o644
 _NOTHING_CLAIMED = "nothing claimed"
@@ -54,8 +54,10 @@ class AuditFolder:
 
     @property
     def public_page(self) -> Path:
-        """The page that may leave the building, in a folder that holds nothing else private."""
-        return self.path / "public" / "report.html"
+        """The page that may leave the building: in a run's own folder, which its card links."""
+        if (self.subject / "ledger.jsonl").is_file():
+            return self.subject / "audit.html"
+        return self.path / "public" / "audit.html"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def report(
     *,
     output: Annotated[
         Path | None,
-        Doc("Page to write, .html; default: RUN.audit/report.html, public: RUN.audit/public/."),
+        Doc("Page to write, .html; default: RUN.audit/report.html, public: RUN/audit.html."),
     ] = None,
     publish: Annotated[
         bool,

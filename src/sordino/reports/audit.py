@@ -13,6 +13,7 @@ import numpy as np
 from typing_extensions import Doc
 
 from sordino.attacks.canaries import read_canaries
+from sordino.attacks.extra_scores import EXTRA_SCORES
 from sordino.attacks.scores import SCORES
 from sordino.attacks.subject import open_subject
 from sordino.core.checks import require_in_range, require_integer
@@ -21,9 +22,9 @@ from sordino.data import read_records
 from sordino.ledger.certificate import compute_certificate, describe_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
 from sordino.models import choose_compute_dtype
-from sordino.report.audit_control import run_control
-from sordino.report.audit_games import judge_pool, judge_subset
-from sordino.report.audit_measure import (
+from sordino.reports.audit_control import run_control
+from sordino.reports.audit_games import judge_pool, judge_subset
+from sordino.reports.audit_measure import (
     Material,
     choose_rules,
     measure,
@@ -31,8 +32,10 @@ from sordino.report.audit_measure import (
     plan_control,
     score_material,
 )
-from sordino.report.audit_record import Audit
-from sordino.report.audit_subset import find_subset_game
+from sordino.reports.audit_record import Audit
+from sordino.reports.audit_subset import find_subset_game
+from sordino.reports.audit_text import attack_by_writing
+from sordino.reports.report import AuditFolder
 from sordino.training import options  # noqa: TC001 - read when the command line is made
 from sordino.training.run_folder import RunFolder
 from sordino.training.workers import Workers
@@ -41,11 +44,10 @@ if TYPE_CHECKING:
     from sordino.attacks.subject import Subject
     from sordino.data import Record
     from sordino.ledger.certificate import Certificate
-    from sordino.report.audit_measure import Measured
+    from sordino.reports.audit_measure import Measured
 
 DEFAULT_DELTA = 1e-5
 _FEWEST_GUESSES = 100
-_SUFFIX = ".audit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,19 @@ def audit(
     canaries: Annotated[bool, Doc("Attack the canaries that the run planned, if any.")] = True,
     attacks: Annotated[
         list[str] | None,
-        Doc(f"One of {', '.join(SCORES)}; may be repeated; default: all. The first one decides."),
+        Doc(
+            f"One of {', '.join(SCORES)} (default: all, in one pass), or, with passes of their "
+            f"own, {', '.join(EXTRA_SCORES)}; may be repeated. The first one named decides."
+        ),
     ] = None,
+    secrets: Annotated[
+        Path | None,
+        Doc("Sensitive strings to look for in what the model writes: JSONL, CSV, TSV or TXT."),
+    ] = None,
+    num_samples: Annotated[int, Doc("With --secrets: texts written without a prefix.")] = 256,
+    num_findings: Annotated[
+        int, Doc("Texts that show what tuning taught, for the data holder to read.")
+    ] = 0,
     num_guesses: Annotated[
         int | None, Doc("Canaries guessed; default: a tenth, at least 100. Fix it beforehand.")
     ] = None,
@@ -118,6 +131,8 @@ def audit(
     began = time.monotonic()
     require_in_range("significance", significance, 1e-9, 0.5)
     require_integer("control_epochs", control_epochs, 1)
+    require_integer("num_samples", num_samples, 1)
+    require_integer("num_findings", num_findings, 0)
     if (members is None) != (nonmembers is None):
         raise InvalidParameterError(
             "--members and --nonmembers belong together: one side alone tells nothing."
@@ -130,10 +145,10 @@ def audit(
     planned = None
     if canaries and subject.ledger is not None and folder.canaries.exists():
         planned = read_canaries(folder.canaries)
-    if members is None and planned is None:
+    if members is None and planned is None and secrets is None and not num_findings:
         raise InvalidParameterError(
-            "there is nothing to attack: give --members and --nonmembers, or audit a run that was "
-            "tuned with --canaries."
+            "there is nothing to attack: give --members and --nonmembers, --secrets or "
+            "--num-findings, or audit a run that was tuned with --canaries."
         )
     material = Material(
         members=_read(members),
@@ -149,13 +164,16 @@ def audit(
         num_guesses=_num_guesses(num_guesses, num_canaries),
         delta=_delta(delta, certificate),
         significance=significance,
+        seed=seed,
     )
-    output = output or folder_of_audit(run)
+    output = Path(output) if output is not None else AuditFolder(Path(run)).path
     output.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
     game = find_subset_game(
         subject.ledger, len(material.members) + num_canaries, kept=folder.subset, folder=output
     )
-    scores = score_material(subject, material, output, "audit", tokens_per_batch=tokens_per_batch)
+    scores = score_material(
+        subject, material, rules, output, title="audit", tokens_per_batch=tokens_per_batch
+    )
     measured = measure(
         scores,
         material,
@@ -163,8 +181,16 @@ def audit(
         is_included=np.zeros(0, dtype=np.bool_) if planned is None else planned.is_included,
         game=game,
     )
+    written = attack_by_writing(
+        subject,
+        secrets=secrets,
+        num_samples=num_samples,
+        num_findings=num_findings,
+        tokens_per_batch=tokens_per_batch,
+        seed=seed,
+    )
     how = None
-    if control:
+    if control and (material.members or material.canaries):
         plan = plan_control(material, game, epochs=control_epochs, seed=seed)
         how = plan.describe()
         copy = run_control(
@@ -207,6 +233,8 @@ def audit(
         membership=measured.membership,
         canaries=measured.canaries,
         subset=measured.subset,
+        pii=written.pii,
+        findings=written.findings,
         control=how,
         cost={"seconds": round(time.monotonic() - began, 1)},
         settings={
@@ -216,19 +244,10 @@ def audit(
             "seed": seed,
             "compute dtype": str(compute_dtype).removeprefix("torch."),
         },
-        notes=_notes(subject, measured, has_control=how is not None),
+        notes=(*_notes(subject, measured, has_control=how is not None), *written.notes),
     )
     replace_file(output / "audit.json", record.to_bytes(), mode=PRIVATE_FILE_MODE)
     return AuditResult(output, record)
-
-
-def folder_of_audit(run: str) -> Path:
-    """Returns where the audit of a model lies by default: beside a folder or file, else here."""
-    path = Path(run)
-    if path.exists():
-        path = path.absolute()
-        return path.with_name(path.name + _SUFFIX)
-    return Path(run.replace("/", "--") + _SUFFIX)  # a hub id, or "embedded"
 
 
 def _read(path: Path | None) -> list[Record]:

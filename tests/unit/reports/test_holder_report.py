@@ -10,7 +10,7 @@ import pytest
 
 from helpers_audits import make_holder_report, write_holder_report
 from sordino.core.errors import InvalidDataError
-from sordino.report.holder_report import read_holder_report
+from sordino.reports.holder_report import read_holder_report
 from sordino.training.leave_one_out import LeaveOneOut
 
 if TYPE_CHECKING:

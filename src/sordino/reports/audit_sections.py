@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sordino.core.errors import InvalidDataError
-from sordino.report.audit_figures import Curve, draw_histogram, draw_roc
-from sordino.report.audit_words import (
+from sordino.reports.audit_figures import Curve, draw_histogram, draw_roc
+from sordino.reports.audit_words import (
     confidence,
     interval,
     lower,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from sordino.report.audit_record import (
+    from sordino.reports.audit_record import (
         AttackResult,
         Audit,
         CanaryResult,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         PiiRow,
         SubsetResult,
     )
-    from sordino.report.holder_report import HolderReport
+    from sordino.reports.holder_report import HolderReport
 
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 _STYLES = ("first", "second", "third")

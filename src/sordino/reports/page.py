@@ -9,10 +9,10 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from sordino.core.errors import InvalidDataError
-from sordino.report.comparison import METHODS
+from sordino.reports.comparison import METHODS
 
 if TYPE_CHECKING:
-    from sordino.report.comparison import Comparison, Row
+    from sordino.reports.comparison import Comparison, Row
 
 _TEMPLATE = "comparison.html.jinja"
 _COLORS = {"none": "#595959", "dp": "#0072b2", "pac": "#b34a00"}  # told apart without color vision
@@ -36,7 +36,7 @@ def render_page(comparison: Comparison) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    source = files("sordino.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    source = files("sordino.reports").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     return environment.from_string(source).render(
         comparison=comparison,
         settings=[

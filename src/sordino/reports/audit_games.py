@@ -15,7 +15,7 @@ from sordino.auditing.subset_game import (
     rank_of,
 )
 from sordino.auditing.verdict import EPSILON, POSTERIOR, Claim, Measurement, judge
-from sordino.report.audit_record import AttackResult, GameVerdict, Point, SubsetResult
+from sordino.reports.audit_record import AttackResult, GameVerdict, Point, SubsetResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sordino.ledger.certificate import Certificate
-    from sordino.report.audit_record import CanaryResult
+    from sordino.reports.audit_record import CanaryResult
 
     Scores = Mapping[str, NDArray[np.float64]]
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sordino.report.audit_record import AttackResult, Audit, CanaryResult, SubsetResult
+    from sordino.reports.audit_record import AttackResult, Audit, CanaryResult, SubsetResult
 
 _LABELS = {
     "contradicted": "CONTRADICTED",

@@ -8,9 +8,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from sordino.core.errors import InvalidDataError, InvalidParameterError
-from sordino.report.audit_figures import draw_bounds
-from sordino.report.audit_sections import make_sections
-from sordino.report.audit_words import (
+from sordino.reports.audit_figures import draw_bounds
+from sordino.reports.audit_sections import make_sections
+from sordino.reports.audit_words import (
     gravest,
     headline,
     make_cards,
@@ -20,8 +20,8 @@ from sordino.report.audit_words import (
 )
 
 if TYPE_CHECKING:
-    from sordino.report.audit_record import Audit
-    from sordino.report.holder_report import HolderReport
+    from sordino.reports.audit_record import Audit
+    from sordino.reports.holder_report import HolderReport
 
 _TEMPLATE = "audit.html.jinja"
 _LEFT_OUT = (
@@ -84,7 +84,7 @@ def render_audit_page(source: PageSource) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = files("sordino.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    template = files("sordino.reports").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     return environment.from_string(template).render(
         source=source,
         audit=audit,

@@ -10,7 +10,7 @@ import pytest
 
 from helpers_comparisons import make_comparison, make_row
 from sordino.core.errors import InvalidDataError
-from sordino.report.comparison import (
+from sordino.reports.comparison import (
     METHODS,
     count_forward_equivalents,
     read_comparison,

@@ -12,8 +12,8 @@ import pytest
 
 from helpers_comparisons import make_comparison, make_row
 from sordino.core.errors import InvalidDataError
-from sordino.report.comparison import METHODS, Comparison
-from sordino.report.page import render_page
+from sordino.reports.comparison import METHODS, Comparison
+from sordino.reports.page import render_page
 
 HOSTILE = """"'></script><script>alert(1)</script><img src=x onerror=alert(1)>%{x}{{ 7 * 7 }}"""
 LOADING = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}

@@ -19,8 +19,8 @@ from helpers_audits import (
 from sordino.core.errors import InvalidDataError, InvalidParameterError, LedgerError
 from sordino.ledger.certificate import compute_certificate, describe_certificate
 from sordino.ledger.ledger import Ledger
-from sordino.report.audit_record import Audit, read_audit
-from sordino.report.report import AuditFolder, publishable_part, report
+from sordino.reports.audit_record import Audit, read_audit
+from sordino.reports.report import AuditFolder, publishable_part, report
 from sordino.training.run_folder import RunFolder
 
 OPENING: dict[str, Any] = {
@@ -201,8 +201,8 @@ def test_publishing_leaves_the_pool_out(audited: Path) -> None:
     result = report(audited, publish=True)
     assert result.is_public
     assert result.record is not None
-    assert result.page == audited.with_name("run.audit") / "public" / "report.html"
-    assert sorted(p.name for p in result.page.parent.iterdir()) == ["report.html", "report.json"]
+    assert result.page == audited / "audit.html"  # which the model card links
+    assert result.record == audited / "audit.json"
     assert mode(result.page) == mode(result.record) == 0o644
     page, stored = result.page.read_text(encoding="utf-8"), json.loads(result.record.read_bytes())
     assert "Left out, because it was computed on records of the pool" in page

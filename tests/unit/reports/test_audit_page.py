@@ -20,9 +20,9 @@ from helpers_audits import (
 )
 from helpers_pages import LOADING, Reader
 from sordino.core.errors import InvalidDataError, InvalidParameterError
-from sordino.report.audit_page import PageSource, render_audit_page
-from sordino.report.audit_record import Finding
-from sordino.report.report import publishable_part
+from sordino.reports.audit_page import PageSource, render_audit_page
+from sordino.reports.audit_record import Finding
+from sordino.reports.report import publishable_part
 
 HOSTILE = """"'></style></svg><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}"""
 OUTCOMES = {

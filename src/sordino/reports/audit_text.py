@@ -1,0 +1,84 @@
+"""What the audited model writes: sensitive strings, and what tuning taught it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from sordino.attacks.contrast import explore
+from sordino.attacks.pii import PiiSettings, count_pii_texts, play_pii_games
+from sordino.data.secret_lists import read_secrets
+from sordino.reports.audit_record import Finding, PiiRow
+from sordino.training.progress import progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sordino.attacks.subject import Subject
+
+_LONGEST_FINDING = 48  # tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenText:
+    """What was found in what the model wrote."""
+
+    pii: tuple[PiiRow, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def attack_by_writing(
+    subject: Subject,
+    *,
+    secrets: Path | None,
+    num_samples: int,
+    num_findings: int,
+    tokens_per_batch: int,
+    seed: int,
+) -> WrittenText:
+    """Returns what the games on sensitive strings and the exploration find.
+
+    Args:
+        subject: The model, with its base.
+        secrets: List of sensitive strings; None plays no game.
+        num_samples: Texts written without a prefix.
+        num_findings: Texts of the exploration; 0 makes none.
+        tokens_per_batch: Bounds the memory.
+        seed: Public.
+    """
+    rows: tuple[PiiRow, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    notes: list[str] = []
+    if secrets is not None:
+        strings = read_secrets(secrets)
+        settings = PiiSettings(
+            num_samples=num_samples, tokens_per_batch=tokens_per_batch, seed=seed
+        )
+        total = count_pii_texts(strings, settings, has_base=subject.has_base)
+        with progress("audit: sensitive strings", total) as show:
+            done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                show(done)
+
+            result = play_pii_games(subject, strings, settings, advance=advance)
+        rows = tuple(PiiRow(**asdict(finding)) for finding in result.findings)
+        notes += result.notes
+    if num_findings:
+        with progress("audit: exploration", num_findings) as show:
+            found = explore(
+                subject,
+                num_texts=num_findings,
+                max_new_tokens=_LONGEST_FINDING,
+                seed=seed,
+                advance=show,
+            )
+        findings = tuple(Finding(text=f.text, gain_nats=f.gain_nats) for f in found)
+        notes.append(
+            "What tuning taught: texts that the tuned model writes more readily than its base. "
+            "That a text stands there does not prove that it was in the data."
+        )
+    return WrittenText(pii=rows, findings=findings, notes=tuple(notes))
