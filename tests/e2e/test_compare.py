@@ -6,13 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sordino.reports import study as module
 
 import sordino
 from helpers_runs import Shell, run_cli, sentiment_rows, write_jsonl
 from sordino.core.errors import LedgerError
 from sordino.ledger.journal import Journal
 from sordino.ledger.ledger import Ledger
+from sordino.reports import study as module
 from sordino.reports.comparison import METHODS, read_comparison
 from sordino.reports.page import render_page
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sordino.attacks.canaries import canary_guess_bound, exposure
-from sordino.attacks.extra_scores import make_extras
+from sordino.attacks.extra_scores import EXTRA_SCORES, make_extras
 from sordino.attacks.score_store import score_texts
 from sordino.attacks.scores import SCORES
 from sordino.attacks.texts import encode_texts
@@ -148,13 +148,10 @@ def choose_rules(
             raise InvalidParameterError(
                 f"attack {name} compares with the base model: name it with --model BASE."
             )
-    if attacks:
-        deciding = attacks[0]
-    else:
-        deciding = "reference-difference" if subject.has_base else "loss"
+    strongest = "reference-difference" if subject.has_base else "loss"
     return Rules(
         names=list(dict.fromkeys(attacks)) if attacks else usual,
-        deciding=deciding,
+        deciding=attacks[0] if attacks else strongest,
         seed=seed,
         num_guesses=num_guesses,
         delta=delta,

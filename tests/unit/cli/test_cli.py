@@ -65,7 +65,8 @@ def test_options_are_spelled_like_parameters(name: str) -> None:
             assert function.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
         else:
             assert parameter.opts == ["--" + parameter.name.replace("_", "-")]
-            assert parameter.secondary_opts == []
+            opposite = ["--no-" + parameter.opts[0][2:]] if parameter.default is True else []
+            assert parameter.secondary_opts == opposite
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

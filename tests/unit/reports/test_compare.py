@@ -6,11 +6,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sordino.reports import study
 
 import sordino
 from helpers_runs import sentiment_rows, write_jsonl
 from sordino.core.errors import InvalidDataError, InvalidParameterError, LedgerError
+from sordino.reports import study
 
 if TYPE_CHECKING:
     from pathlib import Path

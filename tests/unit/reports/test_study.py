@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sordino.reports import study as module
 
 import sordino
 from helpers_comparisons import make_comparison, make_row
 from sordino.core.errors import InvalidParameterError, LedgerError
+from sordino.reports import study as module
 from sordino.reports.comparison import METHODS
 from sordino.training.dp_plan import DpOptions
 
