@@ -270,7 +270,9 @@ def measure_control(
 ) -> Measured:
     """Returns what the same attacks, by the same rules, find on the positive control."""
     trained = replace(material, members=plan.records, nonmembers=())
-    scores = score_material(subject, trained, folder, "control", tokens_per_batch=tokens_per_batch)
+    scores = score_material(
+        subject, trained, rules, folder, title="control", tokens_per_batch=tokens_per_batch
+    )
     membership = subset = None
     num_in = int(plan.is_trained.sum())
     if min(num_in, len(plan.records) - num_in) >= _FEWEST_SCORED:
