@@ -161,8 +161,13 @@ def test_honest_claim_is_consistent_with_a_caught_control(
     assert result.output == output.with_name("run.audit")
     assert stat.S_IMODE(result.output.stat().st_mode) == 0o700
     assert {stat.S_IMODE(f.stat().st_mode) for f in result.output.glob("*.json*")} == {0o600}
-    again = sordino.verify(str(output))
-    assert again.is_valid  # the audit lies beside the run, not in it
+    pages = [sordino.report(output), sordino.report(output, publish=True)]
+    assert [page.page for page in pages] == [
+        result.output / "report.html",
+        output / "audit.html",
+    ]
+    assert read_audit(output / "audit.json").membership is None
+    assert sordino.verify(str(output)).is_valid  # with what is published beside it
 
 
 def test_zero_information_run_plays_the_subset_game(
@@ -248,6 +253,36 @@ def test_models_made_elsewhere(tiny_model: Path, data: Path, tmp_path: Path) -> 
     ).__next__()
     assert low <= 0.5 <= high
     assert sorted(tiny_model.iterdir()) == before
+
+
+def test_expensive_scores_and_what_the_model_writes(
+    leaking: Path, tiny_model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gradients, copies, a user's own strings and the exploration, in one call of the shell."""
+    (tmp_path / "list.txt").write_text("lovely plot\nstale camera\n", encoding="utf-8")
+    arguments: list[object] = ["audit", leaking, "--model", tiny_model, "--no-control"]
+    for side, path in sides(data).items():
+        arguments += [f"--{side}", path]
+    for name in ("single-step-ratio", "gradient-norm", "neighbourhood", "loss"):
+        arguments += ["--attacks", name]
+    arguments += ["--secrets", tmp_path / "list.txt", "--num-samples", "8", "--num-findings", "4"]
+    shell = run_cli(capsys, *arguments, "--output", tmp_path / "audit")
+    assert shell.code == 0, shell.err
+    audit = read_audit(tmp_path / "audit" / "audit.json")
+    assert audit.membership is not None
+    assert {a.name for a in audit.membership.attacks} == {
+        "single-step-ratio",
+        "gradient-norm",
+        "neighbourhood",
+        "loss",
+    }
+    assert audit.settings["deciding attack"] == "single-step-ratio"
+    assert [(row.kind, row.game, row.num_secrets) for row in audit.pii] == [
+        ("own", "extraction", 2)
+    ]
+    assert audit.findings
+    assert "Strings (own, extraction)" in shell.out
+    assert "What tuning taught" in shell.out
 
 
 def test_texts_on_both_sides_are_left_out(tiny_model: Path, data: Path, tmp_path: Path) -> None:

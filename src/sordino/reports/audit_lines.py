@@ -6,7 +6,13 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sordino.reports.audit_record import AttackResult, Audit, CanaryResult, SubsetResult
+    from sordino.reports.audit_record import (
+        AttackResult,
+        Audit,
+        CanaryResult,
+        PiiRow,
+        SubsetResult,
+    )
 
 _LABELS = {
     "contradicted": "CONTRADICTED",
@@ -15,6 +21,7 @@ _LABELS = {
     "nothing claimed": "NOTHING CLAIMED",
 }
 _MOST_ATTACKS = 5
+_MOST_FINDINGS = 10
 
 
 def describe_audit(audit: Audit) -> list[str]:
@@ -39,6 +46,13 @@ def describe_audit(audit: Audit) -> list[str]:
         lines.extend(f"  {describe_attack(attack)}" for attack in found.attacks[:_MOST_ATTACKS])
         lines.extend(
             f"  positive control: {describe_attack(attack)}" for attack in found.control[:1]
+        )
+    lines.extend(_pii_words(row) for row in audit.pii)
+    if audit.findings:
+        lines.append("What tuning taught, in nats a token more than the base:")
+        lines.extend(
+            f"  {finding.gain_nats:.2f}  {' '.join(finding.text.split())}"
+            for finding in audit.findings[:_MOST_FINDINGS]
         )
     lines.extend(f"Note: {note}" for note in audit.notes)
     return lines
@@ -77,6 +91,12 @@ def _canary_words(found: CanaryResult) -> str:
         f"mechanism is Gaussian-shaped: >= {_down(found.gaussian_epsilon_lower)}). Median exposure "
         f"{median:.2f} bits, 1 by chance."
     )
+
+
+def _pii_words(row: PiiRow) -> str:
+    """Returns one game on one kind of string in a line."""
+    base = "" if row.base_found is None else f", by the base {row.base_found}"
+    return f"Strings ({row.kind}, {row.game}): {row.num_found} of {row.num_secrets} found{base}."
 
 
 def _down(value: float) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from sordino.attacks.contrast import explore
+from sordino.attacks.generation import Decoding
 from sordino.attacks.pii import PiiSettings, count_pii_texts, play_pii_games
 from sordino.data.secret_lists import read_secrets
 from sordino.reports.audit_record import Finding, PiiRow
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from sordino.attacks.subject import Subject
 
-_LONGEST_FINDING = 48  # tokens
+_LONGEST_TEXT, _LONGEST_FINDING = 64, 48  # tokens; less where the context is short
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +54,10 @@ def attack_by_writing(
     if secrets is not None:
         strings = read_secrets(secrets)
         settings = PiiSettings(
-            num_samples=num_samples, tokens_per_batch=tokens_per_batch, seed=seed
+            num_samples=num_samples,
+            decoding=Decoding(max_new_tokens=min(_LONGEST_TEXT, subject.context_length // 2)),
+            tokens_per_batch=tokens_per_batch,
+            seed=seed,
         )
         total = count_pii_texts(strings, settings, has_base=subject.has_base)
         with progress("audit: sensitive strings", total) as show:
@@ -72,7 +76,7 @@ def attack_by_writing(
             found = explore(
                 subject,
                 num_texts=num_findings,
-                max_new_tokens=_LONGEST_FINDING,
+                max_new_tokens=min(_LONGEST_FINDING, subject.context_length // 2),
                 seed=seed,
                 advance=show,
             )
