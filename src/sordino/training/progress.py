@@ -62,10 +62,13 @@ def _plain(title: str, total: int, start: int) -> Advance:
     """Returns a function that prints about ten lines over the whole work."""
     began = time.monotonic()
     every = max(total // _PLAIN_LINES, 1)
+    shown = start // every
 
     def advance(done: int, note: str = "") -> None:
-        if done % every and done != total:
-            return
+        nonlocal shown
+        if done <= start or (done // every == shown and done != total):
+            return  # work may be done in pieces that step over the round numbers
+        shown = done // every
         per_piece = (time.monotonic() - began) / max(done - start, 1)
         left = f"{per_piece * (total - done):.0f} s left"
         parts = [f"{title}: {done}/{total}", left, note]

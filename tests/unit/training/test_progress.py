@@ -30,6 +30,15 @@ def test_plain_lines(total: int, num_lines: int, capsys: pytest.CaptureFixture[s
     assert lines[-1] == f"tune: {total}/{total}, 0 s left"
 
 
+def test_work_in_large_pieces(capsys: pytest.CaptureFixture[str]) -> None:
+    """Pieces that step over the round numbers are shown; what was done before is not."""
+    with progress("audit", 1000) as advance:
+        for done in (0, 256, 512, 768, 1000):
+            advance(done)
+    counts = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert counts == [f"audit: {done}/1000" for done in (256, 512, 768, 1000)]
+
+
 def test_note_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """What the caller may show stands at the end of the line."""
     with progress("tune", 1) as advance:
