@@ -303,6 +303,28 @@ def test_texts_on_both_sides_are_left_out(tiny_model: Path, data: Path, tmp_path
     assert result.audit.membership.num_nonmembers == 30
 
 
+def test_texts_alone(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    """A file with the column prompt alone is scored token by token."""
+    paths = {}
+    for side, path in sides(data).items():
+        rows = [{"prompt": json.loads(x)["prompt"]} for x in path.read_text().splitlines()]
+        paths[side] = write_jsonl(tmp_path / f"{side}.jsonl", rows)
+    result = sordino.audit(str(tiny_model), control=False, output=tmp_path / "audit", **paths)
+    assert result.audit.membership is not None
+
+
+def test_both_sides_are_of_one_kind(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    """Completions against labelled texts would compare two tasks."""
+    with pytest.raises(InvalidDataError, match="prompt and completion are required"):
+        sordino.audit(
+            str(tiny_model),
+            members=data / "members.jsonl",
+            nonmembers=data / "others.jsonl",
+            control=False,
+            output=tmp_path / "audit",
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

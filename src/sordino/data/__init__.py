@@ -9,6 +9,7 @@ from sordino.data.embedded import Review, embedded_reviews, split_reviews, write
 from sordino.data.pool import (
     Record,
     count_duplicates,
+    find_kind,
     group_by_unit,
     normalize_text,
     overlap,
@@ -37,6 +38,7 @@ __all__ = [
     "count_duplicates",
     "default_verbalizers",
     "embedded_reviews",
+    "find_kind",
     "group_by_unit",
     "normalize_text",
     "overlap",

@@ -96,6 +96,19 @@ def read_records(
     return records
 
 
+def find_kind(path: str | Path) -> str:
+    """Returns the kind of a file's records by its first row; a prompt alone is one too.
+
+    Raises:
+        InvalidDataError: If the file cannot be read, is empty or has other columns.
+    """
+    table = open_table(path)
+    for line, row in table.rows:
+        is_prompt = "prompt" in row and not {"completion", "label"} & set(row)
+        return "prompt" if is_prompt else _find_kind(table, line, row)
+    raise InvalidDataError(f"{table.name}: must hold at least one record, has no records.")
+
+
 def count_duplicates(records: Iterable[Record]) -> int:
     """Returns how many records repeat an earlier one exactly."""
     seen: set[tuple[str, str | None, tuple[str, ...]]] = set()

@@ -18,7 +18,7 @@ from sordino.attacks.scores import SCORES
 from sordino.attacks.subject import open_subject
 from sordino.core.checks import require_in_range, require_integer
 from sordino.core.errors import InvalidParameterError
-from sordino.data import read_records
+from sordino.data import find_kind, read_records
 from sordino.ledger.certificate import compute_certificate, describe_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
 from sordino.models import choose_compute_dtype
@@ -150,9 +150,10 @@ def audit(
             "there is nothing to attack: give --members and --nonmembers, --secrets or "
             "--num-findings, or audit a run that was tuned with --canaries."
         )
+    sides = _read_sides(members, nonmembers)
     material = Material(
-        members=_read(members),
-        nonmembers=_read(nonmembers),
+        members=sides[0],
+        nonmembers=sides[1],
         canaries=() if planned is None else planned.records,
         style="" if planned is None else planned.style,
         task=None if subject.ledger is None else subject.ledger.events[0]["task"],
@@ -250,11 +251,12 @@ def audit(
     return AuditResult(output, record)
 
 
-def _read(path: Path | None) -> list[Record]:
-    """Returns the records of one side; a file with texts alone is scored as it is."""
-    if path is None:
-        return []
-    return read_records(path, min_records=2)
+def _read_sides(members: Path | None, nonmembers: Path | None) -> tuple[list[Record], list[Record]]:
+    """Returns the records of both sides, of one kind; texts alone are prompts."""
+    if members is None or nonmembers is None:
+        return [], []
+    kind = find_kind(members)
+    return read_records(members, kind=kind), read_records(nonmembers, kind=kind)
 
 
 def _num_guesses(asked: int | None, num_canaries: int) -> int:

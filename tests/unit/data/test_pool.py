@@ -12,7 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from sordino.core.errors import InvalidDataError, InvalidParameterError
-from sordino.data import Record, count_duplicates, normalize_text, overlap, read_records
+from sordino.data import (
+    Record,
+    count_duplicates,
+    find_kind,
+    normalize_text,
+    overlap,
+    read_records,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -370,3 +377,21 @@ def test_normalized_text_keeps_signs_and_scripts_apart() -> None:
     assert normalize_text("!? ") == normalize_text(" !?") != normalize_text("?!")
     assert normalize_text("Ｆｕｌｌ ﬁne") == "fullfine"
     assert normalize_text("это") != normalize_text("то")
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ('{"text": "a", "label": 1}', "classification"),
+        ('{"prompt": "a", "completion": "b"}', "completion"),
+        ('{"prompt": "a"}', "prompt"),
+    ],
+)
+def test_kind_of_a_file(row: str, kind: str, tmp_path: Path) -> None:
+    """The first row tells; a prompt alone counts."""
+    path = tmp_path / "records.jsonl"
+    path.write_text(row + "\n", encoding="utf-8")
+    assert find_kind(path) == kind
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(InvalidDataError, match="no records"):
+        find_kind(path)
