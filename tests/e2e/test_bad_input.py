@@ -204,6 +204,18 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"holder_report": True, "guarantee": "none"},
         ("--holder-report",),
     ),
+    "kept subset without a budget": (
+        {"keep_subset": True},
+        ("--keep-subset", "never reads a subset", "`sordino audit` draws one"),
+    ),
+    "kept subset without guarantee": (
+        {"keep_subset": True, "guarantee": "none"},
+        ("--keep-subset", "--guarantee pac"),
+    ),
+    "kept subset with noise": (
+        {"keep_subset": True, "guarantee": "dp", "epsilon": 8, "delta": 1e-3},
+        ("--keep-subset", "--guarantee pac"),
+    ),
     "no such GPU": ({"device": "cuda"}, ("device", "cpu", "cuda")),
     "no such GPU number": ({"device": "cuda:7"}, ("device", "cuda:7")),
     "no such device": ({"device": "abacus"}, ("device", "abacus")),

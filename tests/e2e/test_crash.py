@@ -40,6 +40,7 @@ DRIVER = Path(__file__).with_name("crash_driver.py")
 KILLED = 99
 # backward passes, since they are fewer; eight directions fill whole bytes, three share them
 MI = {"mutual_information": 0.1, "estimator": "first-order", "directions_per_step": 8}
+KEPT = MI | {"keep_subset": True}
 ZPL = {"directions_per_step": 3, "holder_report": True}
 DP = {
     "guarantee": "dp",
@@ -54,6 +55,7 @@ SWEEPS = {
     f"{name}-{kind}": (settings, kind)
     for name, settings, kinds in (
         ("mi", MI, ("before", "torn", "change")),
+        ("kept", KEPT, ("torn", "change")),
         ("zpl", ZPL | SCORED, ("torn", "change")),
         ("dp", DP, ("torn", "change")),
     )
@@ -105,6 +107,8 @@ def assert_went_on(root: Path, settings: dict[str, Any], model: Path) -> None:
         assert [p.name for p in (root / "run.private").iterdir()] == [report.name]
         assert stat.S_IMODE(report.stat().st_mode) == 0o600
         assert len(json.loads(report.read_text())["loss_nats"]) == 24
+    elif settings.get("keep_subset"):
+        assert_subset_kept(run, read_state(crashed))
     else:
         assert "run.private" not in left
     assert left <= {"run", "run.private", "crashed", "log", "restored.json"}
@@ -112,6 +116,19 @@ def assert_went_on(root: Path, settings: dict[str, Any], model: Path) -> None:
         whole_lines = (crashed / "ledger.jsonl").read_bytes().rpartition(b"\n")
         assert (run / "ledger.jsonl").read_bytes().startswith(whole_lines[0] + whole_lines[1])
     _assert_transcript_continues(run / "transcript.bin", crashed / "transcript.bin")
+
+
+def assert_subset_kept(run: Path, state: dict[str, Any] | None) -> None:
+    """Fails unless a finished run left its secret: the one of a journal that a crash left."""
+    (path,) = run.with_name("run.private").iterdir()
+    assert path == RunFolder(run).subset
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    kept = json.loads(path.read_bytes())
+    assert set(kept) == {"subset", "ledger", "what"}
+    assert kept["ledger"] == Ledger.open(run / "ledger.jsonl").head
+    assert kept["subset"] in range(SMALL["num_subsets"])
+    if state is not None:
+        assert kept["subset"] == state["secret"]
 
 
 def _assert_transcript_continues(after: Path, before: Path) -> None:
@@ -409,6 +426,31 @@ def test_holder_report_must_be_asked_for_from_the_start(
     settings = start_and_interrupt(tmp_path / "run", files, holder_report=had_report)
     with pytest.raises(LedgerError, match="--holder-report"):
         sordino.tune(**settings | {"holder_report": not had_report}, resume=True)
+
+
+@pytest.mark.parametrize("was_kept", [False, True])
+def test_subset_must_be_kept_from_the_start(
+    was_kept: bool, tmp_path: Path, files: dict[str, Any]
+) -> None:
+    """A run that was to forget its secret forgets it, and one that was to keep it keeps it."""
+    settings = start_and_interrupt(tmp_path / "run", files, **MI, keep_subset=was_kept)
+    before = files_below(tmp_path)
+    with pytest.raises(LedgerError, match="--keep-subset"):
+        sordino.tune(**settings | {"keep_subset": not was_kept}, resume=True)
+    assert files_below(tmp_path) == before
+
+
+def test_subset_is_kept_after_closing(tmp_path: Path, files: dict[str, Any]) -> None:
+    """Interrupted between the closing event and the file, the resumed run writes it, once."""
+    settings = start_and_interrupt(tmp_path / "run", files, num_commits=5, **KEPT)
+    assert Ledger.open(tmp_path / "run" / "ledger.jsonl").of_kind("close")
+    state = read_state(tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").subset.exists()
+    sordino.tune(**settings, resume=True)
+    assert_subset_kept(tmp_path / "run", state)
+    before = files_below(tmp_path)
+    sordino.tune(**settings, resume=True)  # another process: it has drawn another secret
+    assert files_below(tmp_path) == before
 
 
 def test_lost_journal(tmp_path: Path, files: dict[str, Any]) -> None:

@@ -190,6 +190,7 @@ def test_run_folder_holds_only_what_is_listed(
         "name",
         "num_subsets",
         "subset_construction",
+        "subsets_per_record",
         "prior",
         "on_disagreement",
         "unanimity_flip",

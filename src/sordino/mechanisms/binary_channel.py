@@ -109,6 +109,7 @@ class BinaryChannelMechanism(AbstractMechanism):
             "name": "binary-channel",
             "num_subsets": self._candidates.num_subsets,
             "subset_construction": self._candidates.construction,
+            "subsets_per_record": self._candidates.subsets_per_record,
             "prior": self._candidates.prior,
             "channel": self._channel,
             "budget_schedule": self._schedule,

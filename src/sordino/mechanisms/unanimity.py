@@ -84,6 +84,7 @@ class UnanimityMechanism(AbstractMechanism):
             "name": "unanimity",
             "num_subsets": self._candidates.num_subsets,
             "subset_construction": self._candidates.construction,
+            "subsets_per_record": self._candidates.subsets_per_record,
             "prior": self._candidates.prior,
             "on_disagreement": self._on_disagreement,
             "unanimity_flip": self._flip,

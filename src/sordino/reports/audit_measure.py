@@ -237,12 +237,13 @@ def plan_control(
 ) -> ControlPlan:
     """Returns what the control learns: half of the records, and the canaries whose coin says so.
 
-    Where the subset game is played, the half is a candidate subset's.
+    Where the subset game can be played on them, a candidate subset's records take the half's place.
     """
     count = len(material.members)
     chosen = np.arange(count)
     candidate = None
-    if game is not None and count <= _MOST_CONTROL_RECORDS:
+    is_small = count <= _MOST_CONTROL_RECORDS
+    if game is not None and is_small and _can_be_ordered(game.membership[:count]):
         candidate = int(np.random.default_rng([seed, 1]).integers(game.membership.shape[1]))
         is_trained = game.membership[:count, candidate]
     else:
@@ -334,10 +335,20 @@ def _canaries(
     )
 
 
+def _can_be_ordered(membership: NDArray[np.bool_]) -> bool:
+    """Returns whether every candidate holds some of the records, and none holds all."""
+    return bool((membership.any(axis=0) & ~membership.all(axis=0)).all())
+
+
 def _subset(
     scores: NDArray[np.float64], game: SubsetGame, is_filled: NDArray[np.bool_], rules: Rules
-) -> SubsetResult:
-    """Returns how well the scores of the filled places find the candidate that was used."""
+) -> SubsetResult | None:
+    """Returns how well the scores of the filled places find the candidate that was used.
+
+    None where the candidates cannot be ordered.
+    """
+    if not _can_be_ordered(game.membership[is_filled]):
+        return None
     return play_subset_game(
         scores,
         game.membership[is_filled],

@@ -44,24 +44,28 @@ def find_subset_game(
 ) -> SubsetGame | None:
     """Returns the game of a PAC run, or None where it cannot be played.
 
-    At budget 0 the run never read a secret subset: one drawn afterwards has the law that one drawn
+    With a positive budget the secret is the one that the run has kept, if it was asked to. At
+    budget 0 the run never read a secret subset: one drawn afterwards has the law that one drawn
     before would have had. It is drawn once and kept, so that nobody draws until the answer suits.
+    Both files name the ledger's last line: the secret of another run is never taken for this one's.
 
     Args:
         ledger: The run's; None for models made elsewhere.
         num_records: Records of the pool that are at hand, in its order.
-        kept: File in which `sordino tune --keep-subset` left the secret.
+        kept: File in which `sordino tune --keep-subset` left the secret; it may be missing.
         folder: Folder of the audit.
 
     Raises:
-        InvalidDataError: If a file that holds the secret cannot be read.
+        InvalidDataError: If a file that holds the secret cannot be read, or is another run's.
     """
     if ledger is None or ledger.events[0]["guarantee"] != "pac":
         return None
     opening = ledger.events[0]
     mechanism = opening["mechanism"]
-    is_rate = mechanism["subset_construction"] == "rate"  # its k is not recorded
-    if num_records != opening["num_records"] or is_rate:
+    construction = mechanism["subset_construction"]
+    per_record = mechanism.get("subsets_per_record")  # older ledgers do not have it
+    is_unknown = construction == "rate" and per_record is None
+    if num_records != opening["num_records"] or is_unknown:
         return None
     num_subsets = mechanism["num_subsets"]
     is_drawn_after = opening["mutual_information_budget_nats"] == 0
@@ -73,27 +77,27 @@ def find_subset_game(
         return None
     candidates = CandidateSubsets(
         num_subsets=num_subsets,
-        construction=mechanism["subset_construction"],
+        construction=construction,
+        subsets_per_record=per_record,
         seed=opening["seed"],
     )
     return SubsetGame(
         membership=candidates.membership(num_records),
-        true_candidate=_read_secret(path, num_subsets, ledger.head if is_drawn_after else None),
+        true_candidate=_read_secret(path, num_subsets, ledger.head),
         prior=mechanism["prior"],
         is_drawn_after=is_drawn_after,
     )
 
 
-def _read_secret(path: Path, num_subsets: int, head: str | None) -> int:
-    """Returns the number of the true candidate; never prints it."""
+def _read_secret(path: Path, num_subsets: int, head: str) -> int:
+    """Returns the number of the true candidate of the run with that ledger; never prints it."""
     try:
         stored: dict[str, Any] = json.loads(path.read_bytes())
-        secret = stored["subset"]
-        is_other_run = head is not None and stored["ledger"] != head
+        secret, its_head = stored["subset"], stored["ledger"]
     except (OSError, ValueError, KeyError, TypeError):
-        secret, is_other_run = None, False
-    if is_other_run:
-        raise InvalidDataError(f"{path} belongs to another run. Remove it, and audit again.")
+        secret, its_head = None, head
+    if its_head != head:
+        raise InvalidDataError(f"{path} belongs to another run. Move it away, and audit again.")
     if type(secret) is not int or not 0 <= secret < num_subsets:
         raise InvalidDataError(
             f"{path} does not hold the number of one of {num_subsets} candidate subsets. Remove "

@@ -69,6 +69,7 @@ class RunRequest:
     select: str
     holder_report: bool
     resume: bool
+    keep_subset: bool = False
     canaries: CanaryOptions | None = None
 
     def check_flags(self, *, has_validation: bool) -> None:
@@ -94,6 +95,12 @@ class RunRequest:
             raise InvalidParameterError(
                 "--holder-report is for --guarantee pac at mutual information 0: with a positive "
                 "budget the transcript's likelihood depends on the secret subset."
+            )
+        if self.keep_subset and (self.config.guarantee != "pac" or is_zero):
+            raise InvalidParameterError(
+                "--keep-subset is for --guarantee pac with a positive --mutual-information: this "
+                "run never reads a subset. After one at mutual information 0, `sordino audit` "
+                "draws one for its subset game."
             )
 
 
@@ -222,6 +229,7 @@ def assemble(
             num_frozen_blocks=_num_frozen_blocks(request),
             tokens_per_batch=request.tokens_per_batch,
             has_holder_report=request.holder_report,
+            keeps_subset=request.keep_subset,
             workers=workers,
             dtype=dtype,
         )

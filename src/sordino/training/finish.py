@@ -33,6 +33,10 @@ NOT_ARTEFACTS = {
     "audit.html",
     "audit.json",
 }
+_WHAT_SUBSET = (
+    "For the subset game of `sordino audit`: whoever reads this file knows the secret subset; "
+    "delete it afterwards."
+)
 
 
 def finish_run(
@@ -76,15 +80,26 @@ def finish_run(
             "artefacts_sha256": artefact_digests(folder),
         }
         commit_to(session, closing, folder.transcript.stat().st_size, b"")
-    report = session.stepper.holder_report() if folder.journal.path.exists() else None
-    if report is not None:
-        content = json.dumps(report, indent=1, allow_nan=False).encode()
-        replace_file(folder.holder_report, content, mode=PRIVATE_FILE_MODE)
+    if folder.journal.path.exists():  # else all is written, and this process knows no secret
+        _write_private_files(session)
     certificate = compute_certificate(session.ledger)
     replace_file(folder.certificate, certificate.to_bytes())
     replace_file(folder.card, render_card(session.ledger, certificate).encode())
     folder.forget_secrets()
     return certificate
+
+
+def _write_private_files(session: Session) -> None:
+    """Writes what was asked to outlive the journal, beside the run folder."""
+    folder = session.folder
+    report = session.stepper.holder_report()
+    if report is not None:
+        content = json.dumps(report, indent=1, allow_nan=False).encode()
+        replace_file(folder.holder_report, content, mode=PRIVATE_FILE_MODE)
+    subset = session.stepper.kept_subset()
+    if subset is not None:
+        kept = {"subset": subset, "ledger": session.ledger.head, "what": _WHAT_SUBSET}
+        replace_file(folder.subset, json.dumps(kept).encode(), mode=PRIVATE_FILE_MODE)
 
 
 def artefact_digests(folder: RunFolder) -> dict[str, str]:

@@ -145,6 +145,9 @@ class GradientStepper(AbstractStepper):
     def holder_report(self) -> None:
         """Returns nothing: leave-one-out losses are for released signs."""
 
+    def kept_subset(self) -> None:
+        """Returns nothing: there is no subset."""
+
     def private_state(self) -> dict[str, Any]:
         """Returns nothing: the secrets of a step end with it."""
         return {}

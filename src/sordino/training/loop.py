@@ -38,6 +38,10 @@ class AbstractStepper(ABC):
         """Returns what only the data holder may see, if it was asked for."""
 
     @abstractmethod
+    def kept_subset(self) -> int | None:
+        """Returns the number of the secret subset, if it is to outlive the run; main process."""
+
+    @abstractmethod
     def private_state(self) -> dict[str, Any]:
         """Returns what must survive a crash and must not leave the holder, for the journal."""
 

@@ -106,16 +106,19 @@ class RunFolder:
                 f"{self.private} holds the sealed state of a run whose folder is gone. Move it "
                 "back, or remove it if that run is given up."
             )
-        self.require_no_other_canaries()
+        self.require_no_other_run()
 
-    def require_no_other_canaries(self) -> None:
-        """Raises if the private folder keeps the canaries of a finished run that was moved away."""
+    def require_no_other_run(self) -> None:
+        """Raises if the private folder keeps secrets of a finished run that was moved away."""
         is_under_way = self._lock.exists()  # or was, when a crash left it
-        if self.canaries.exists() and not self.is_begun and not is_under_way:
-            raise InvalidParameterError(
-                f"{self.canaries} belongs to a finished run whose folder is gone; without it, that "
-                "run cannot be audited. Move it there, or choose another folder."
-            )
+        # canaries may also be those of a start that was cut short; a subset is written at the end
+        kept = [] if is_under_way else [self.canaries]
+        for path in (*kept, self.subset):
+            if path.exists() and not self.is_begun:
+                raise InvalidParameterError(
+                    f"{path} belongs to a finished run whose folder is gone; without it, that run "
+                    "cannot be audited. Move it there, or choose another folder."
+                )
 
     def require_space(self, num_bytes: int) -> None:
         """Raises unless the disk has room for the artefact."""
@@ -183,7 +186,7 @@ class RunFolder:
                 self._remove_canaries()
 
     def forget_secrets(self) -> None:
-        """Erases the sealed state of a finished run; keeps canaries and a holder's report."""
+        """Erases the sealed state of a finished run; keeps what was asked for: PRIVATE files."""
         self._erase_journal()
         self.checkpoint.unlink(missing_ok=True)
         self.checkpoint.with_suffix(".new").unlink(missing_ok=True)

@@ -63,6 +63,7 @@ class Ingredients:
         num_frozen_blocks: Blocks below the first adapted one.
         tokens_per_batch: Tokens of a batch, padding included.
         has_holder_report: Whether leave-one-out losses were asked for.
+        keeps_subset: Whether the secret subset is to outlive the run.
         workers: The processes that share the work.
         dtype: Compute type.
     """
@@ -81,6 +82,7 @@ class Ingredients:
     num_frozen_blocks: int
     tokens_per_batch: int
     has_holder_report: bool
+    keeps_subset: bool
     workers: Workers
     dtype: torch.dtype
 
@@ -227,6 +229,7 @@ def _make_symbol_stepper(
         space=space,
         membership=membership,
         leave_one_out=leave_one_out,
+        keeps_subset=given.keeps_subset,
     )
     return Made(
         stepper=stepper,

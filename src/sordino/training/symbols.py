@@ -41,6 +41,7 @@ class SymbolStepper(AbstractStepper):
         space: The weights and their public directions.
         membership: Which record (or unit) is in which candidate subset.
         leave_one_out: The holder's report, if it was asked for.
+        keeps_subset: Whether the mechanism's secret is to outlive the run.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class SymbolStepper(AbstractStepper):
         space: AbstractParameterSpace,
         membership: NDArray[np.bool_],
         leave_one_out: LeaveOneOut | None,
+        keeps_subset: bool = False,
     ) -> None:
         self.plan = plan
         self.estimator = estimator
@@ -59,6 +61,7 @@ class SymbolStepper(AbstractStepper):
         self.space = space
         self.membership = membership
         self.leave_one_out = leave_one_out
+        self.keeps_subset = keeps_subset
         self.tensors = space.tensors
         self.steps: list[StepSymbols] = []
         self.has_moved = False
@@ -74,17 +77,24 @@ class SymbolStepper(AbstractStepper):
         """Returns the leave-one-out loss of every record, if it was asked for."""
         return self.leave_one_out.report() if self.leave_one_out is not None else None
 
+    def kept_subset(self) -> int | None:
+        """Returns the mechanism's secret, if it is to be kept."""
+        return int(self.mechanism.private_state()["secret"]) if self.keeps_subset else None
+
     def private_state(self) -> dict[str, Any]:
-        """Returns the mechanism's state and the holder's report so far."""
+        """Returns the mechanism's state, the holder's report so far, and whether a secret stays."""
         return {
             "mechanism": self.mechanism.private_state(),
             "leave_one_out": self.leave_one_out.state() if self.leave_one_out else None,
+            "keeps_subset": self.keeps_subset,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes back a `private_state`."""
         if (state["leave_one_out"] is None) != (self.leave_one_out is None):
             raise LedgerError("--holder-report must be given, or not, as when the run was started.")
+        if state["keeps_subset"] != self.keeps_subset:
+            raise LedgerError("--keep-subset must be given, or not, as when the run was started.")
         if self.leave_one_out is not None:
             self.leave_one_out.restore(state["leave_one_out"])
         self.mechanism.restore(state["mechanism"])

@@ -152,6 +152,13 @@ def tune(
     holder_report: Annotated[
         bool, Doc("Write the leave-one-out loss of every record, for the data holder only.")
     ] = False,
+    keep_subset: Annotated[
+        bool,
+        Doc(
+            "Positive budget: leave the secret subset beside the run, for `sordino audit`; whoever "
+            "reads it knows the secret."
+        ),
+    ] = False,
     canaries: Annotated[
         int,
         Doc(
@@ -252,6 +259,7 @@ def tune(
         evaluate_every=evaluate_every,
         select=require_one_of("select", select, settings.SELECTIONS),
         holder_report=holder_report,
+        keep_subset=keep_subset,
         canaries=choose_canaries(canaries, canary_style),
         resume=resume,
     )
@@ -281,7 +289,7 @@ def run_on_files(
     if not request.resume:
         workers.from_main(request.folder.require_new)
     else:
-        workers.from_main(request.folder.require_no_other_canaries)
+        workers.from_main(request.folder.require_no_other_run)
     kind = None if request.task.distillation is None else "prompt"
     dp = request.config.dp
     pool = read_records(

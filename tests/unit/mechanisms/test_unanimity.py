@@ -160,6 +160,7 @@ def test_encoding_and_description() -> None:
         "name": "unanimity",
         "num_subsets": 8,
         "subset_construction": "random-halves",
+        "subsets_per_record": None,
         "prior": 0.5,
         "on_disagreement": "coin",
         "unanimity_flip": 0.25,

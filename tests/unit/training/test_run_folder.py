@@ -25,10 +25,11 @@ def test_private_files_lie_beside_the_run(folder: RunFolder) -> None:
     """Sealed state and holder's report are never below the run folder."""
     assert folder.private.parent == folder.path.parent
     assert folder.private.name == "some.run.private"
-    for path in (folder.journal.path, folder.holder_report, folder.canaries):
+    for path in (folder.journal.path, folder.holder_report, folder.canaries, folder.subset):
         assert folder.private in path.parents
         assert folder.path not in path.parents
-    assert "PRIVATE" in folder.holder_report.name
+    for path in (folder.holder_report, folder.canaries, folder.subset):
+        assert "PRIVATE" in path.name
 
 
 def test_new_folder_may_be_absent_or_empty(folder: RunFolder) -> None:
@@ -115,14 +116,16 @@ def test_one_process_at_a_time(folder: RunFolder) -> None:
         pass
 
 
-def test_finished_run_keeps_only_the_report(folder: RunFolder) -> None:
-    """Forgetting erases the journal and the lock, and leaves a holder's report."""
+@pytest.mark.parametrize("name", ["holder_report", "subset"])
+def test_finished_run_keeps_only_what_was_asked_for(name: str, folder: RunFolder) -> None:
+    """Forgetting erases the journal and the lock, and leaves a holder's report or a subset."""
+    kept = getattr(folder, name)
     with folder.locked():
         folder.journal.path.write_text("secret")
-        folder.holder_report.write_text("report")
+        kept.write_text("kept")
         folder.forget_secrets()
-    assert [path.name for path in folder.private.iterdir()] == [folder.holder_report.name]
-    folder.holder_report.unlink()
+    assert [path.name for path in folder.private.iterdir()] == [kept.name]
+    kept.unlink()
     folder.forget_secrets()
     assert not folder.private.exists()
     folder.forget_secrets()  # may be repeated
@@ -234,7 +237,22 @@ def test_canaries_of_a_moved_run_are_kept(folder: RunFolder) -> None:
     """The list of a finished run whose folder was moved away blocks a run of that name."""
     folder.create()
     folder.canaries.write_bytes(b"list")
-    for check in (folder.require_new, folder.require_no_other_canaries):
+    for check in (folder.require_new, folder.require_no_other_run):
         with pytest.raises(InvalidParameterError, match="finished run whose folder is gone"):
             check()
     assert folder.canaries.read_bytes() == b"list"
+
+
+@pytest.mark.parametrize("has_lock", [False, True])
+def test_subset_of_a_moved_run_is_kept(has_lock: bool, folder: RunFolder) -> None:
+    """It is written at the end only, so that one without a run was some other run's."""
+    folder.create()
+    folder.subset.write_bytes(b"secret")
+    if has_lock:
+        (folder.private / "lock").touch()
+    for check in (folder.require_new, folder.require_no_other_run):
+        with pytest.raises(InvalidParameterError, match="finished run whose folder is gone"):
+            check()
+    assert folder.subset.read_bytes() == b"secret"
+    folder.ledger.touch()
+    folder.require_no_other_run()
