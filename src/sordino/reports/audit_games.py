@@ -138,7 +138,10 @@ def judge_subset(
         found = [_measured(POSTERIOR, result.posterior_lower, significance)]
         if result.control_posterior_lower is not None:
             control = [_measured(POSTERIOR, result.control_posterior_lower, significance)]
-    untested = "the secret subset is not known any more, or --members is not the whole pool"
+    untested = (
+        "--members is not the whole pool, or the secret subset was erased with the run (keep it "
+        "with sordino tune --keep-subset)"
+    )
     return _verdict("subset", line.secret, claim, (found, control), untested)
 
 
