@@ -194,10 +194,11 @@ def audit(
     if control and (material.members or material.canaries):
         plan = plan_control(material, game, epochs=control_epochs, seed=seed)
         how = plan.describe()
+        place_of_control = plan.folder_in(output, subject)
         copy = run_control(
             plan,
             subject,
-            output / "control",
+            place_of_control,
             task=material.task,
             seed=seed,
             dtype=compute_dtype,
@@ -210,7 +211,7 @@ def audit(
             material,
             rules,
             game=game,
-            folder=output / "control",
+            folder=place_of_control,
             tokens_per_batch=tokens_per_batch,
         )
         measured = measured.with_control(on_control)

@@ -6,6 +6,7 @@ attacks do not find these halves, they would not have found a leak in the audite
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from sordino.attacks.subject import Subject, open_subject
 from sordino.core.errors import InvalidDataError
 from sordino.ledger.durable import PRIVATE_FILE_MODE, replace_file
+from sordino.ledger.ledger import canonical_json
 from sordino.models import PackedLinear
 from sordino.training.tune import tune
 
@@ -61,6 +63,19 @@ class ControlPlan:
             r for r, used in zip(self.canaries, self.is_canary_trained, strict=True) if used
         ]
 
+    def folder_in(self, audit: Path, subject: Subject) -> Path:
+        """Returns where the control is kept; another plan or base has another place."""
+        digest = hashlib.sha256(
+            canonical_json(
+                [
+                    subject.base_fingerprint or subject.fingerprint,
+                    [_row(record) for record in self.trained],
+                    self.describe(),
+                ]
+            )
+        )
+        return audit / f"control-{digest.hexdigest()[:16]}"
+
     def describe(self) -> dict[str, Any]:
         """Returns how the control is made, for the record."""
         return {
@@ -96,7 +111,7 @@ def run_control(
     Args:
         plan: What it learns.
         subject: The audited model; the control starts from its base, if it has one.
-        folder: Where it is kept, for the data holder only.
+        folder: Where it is kept, for the data holder only; of `ControlPlan.folder_in`.
         task: What the audited run's ledger says under "task"; None for models made elsewhere.
         seed: Public seed.
         dtype: Compute type.
