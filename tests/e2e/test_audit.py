@@ -110,6 +110,62 @@ def test_false_claim_is_contradicted(
     assert "claimed epsilon <= 0.5" in shell.out.splitlines()[0]
 
 
+def test_a_contradiction_is_not_forgotten(
+    leaking: Path, tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second audit keeps the first record and says what it found."""
+    arguments: dict[str, Any] = {"model": str(tiny_model), "control": False, "output": tmp_path}
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "compute_certificate", claiming(0.1))
+        assert sordino.audit(str(leaking), **arguments).audit.is_contradicted
+    again = sordino.audit(str(leaking), **arguments).audit
+    assert not again.is_contradicted
+    assert (
+        "earlier audit of the same model contradicted a claim: see audit.1.json" in again.notes[0]
+    )
+    assert read_audit(tmp_path / "audit.1.json").is_contradicted
+    assert len(sordino.audit(str(leaking), **arguments).audit.notes) == len(again.notes)
+    assert (tmp_path / "audit.2.json").exists()
+
+
+def test_a_claim_beyond_one_run_says_so(
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight candidates prove nothing at 95%: the verdict names the limit."""
+    output = tmp_path / "run"
+    sordino.tune(model=str(tiny_model), train=data / "labelled.jsonl", output=output, **SMALL)
+    audit = sordino.audit(
+        str(output),
+        model=str(tiny_model),
+        members=data / "labelled.jsonl",
+        nonmembers=data / "others.jsonl",
+        control=False,
+    ).audit
+    assert audit.verdicts[0].outcome == "no power"
+    assert "with 8 candidates one run proves at most 0.500" in audit.verdicts[0].line
+
+
+def test_words_of_a_model_made_elsewhere(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    """Template and words can be given; a run's ledger knows its own."""
+    arguments: dict[str, Any] = {
+        "members": data / "labelled.jsonl",
+        "nonmembers": data / "others.jsonl",
+        "control": False,
+        "verbalizer": ["0=dull", "1=warm"],
+    }
+    usual = sordino.audit(
+        str(tiny_model), output=tmp_path / "a", **(arguments | {"verbalizer": None})
+    ).audit
+    other = sordino.audit(
+        str(tiny_model), output=tmp_path / "b", template="{text} is", **arguments
+    ).audit
+    assert usual.membership != other.membership
+    output = tmp_path / "run"
+    sordino.tune(model=str(tiny_model), train=data / "labelled.jsonl", output=output, **SMALL)
+    with pytest.raises(InvalidParameterError, match="the ledger of this run"):
+        sordino.audit(str(output), model=str(tiny_model), **arguments)
+
+
 def test_other_relations_are_not_tested(
     leaking: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +337,8 @@ def test_expensive_scores_and_what_the_model_writes(
         ("own", "extraction", 2)
     ]
     assert audit.findings
+    leaked = json.loads((tmp_path / "audit" / "leaked_lines.PRIVATE.json").read_bytes())
+    assert len(leaked["extraction"]) == audit.pii[0].num_found
     assert "Strings (own, extraction)" in shell.out
     assert "What tuning taught" in shell.out
 

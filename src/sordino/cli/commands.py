@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 EXIT_FAILED, EXIT_MISUSE, EXIT_INTERRUPTED = 1, 2, 130
 EXIT_CONTRADICTED = 2  # an audit that breaks a claim must stop a pipeline as misuse does
 JSON_OPTION = "json"
-_SAFE = "If a run was under way, what was charged and released is safe: repeat it with --resume."
+_SAFE = (
+    "What was charged, released or scored so far is safe: repeat the command, with --resume where "
+    "it has that option."
+)
 
 
 def make_command(

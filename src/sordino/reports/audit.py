@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from typing_extensions import Doc
@@ -18,7 +18,9 @@ from sordino.attacks.scores import SCORES
 from sordino.attacks.subject import open_subject
 from sordino.core.checks import require_in_range, require_integer
 from sordino.core.errors import InvalidParameterError
-from sordino.data import find_kind, read_records
+from sordino.data import default_verbalizers, find_kind, parse_verbalizers, read_records
+from sordino.data.secret_lists import read_secrets
+from sordino.data.tasks import DEFAULT_TEMPLATE
 from sordino.ledger.certificate import compute_certificate, describe_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
 from sordino.models import choose_compute_dtype
@@ -30,9 +32,10 @@ from sordino.reports.audit_measure import (
     measure,
     measure_control,
     plan_control,
+    require_known,
     score_material,
 )
-from sordino.reports.audit_record import Audit
+from sordino.reports.audit_record import Audit, read_audit
 from sordino.reports.audit_subset import find_subset_game
 from sordino.reports.audit_text import attack_by_writing
 from sordino.reports.report import AuditFolder
@@ -104,8 +107,12 @@ def audit(
         bool, Doc("Tune a positive control, which must be caught; it takes the most time.")
     ] = True,
     control_epochs: Annotated[int, Doc("How often the control sees each record.")] = 10,
+    template: Annotated[
+        str, Doc("Prompt of a classification; of a Sordino run, the ledger's is taken.")
+    ] = DEFAULT_TEMPLATE,
+    verbalizer: options.Verbalizer = None,
     output: Annotated[Path | None, Doc("Folder of the audit; default: RUN.audit.")] = None,
-    seed: options.Seed = 0,
+    seed: Annotated[int, Doc("Public seed of the control and of what the model writes.")] = 0,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     tokens_per_batch: options.TokensPerBatch = 2048,
@@ -133,30 +140,28 @@ def audit(
     require_integer("control_epochs", control_epochs, 1)
     require_integer("num_samples", num_samples, 1)
     require_integer("num_findings", num_findings, 0)
-    if (members is None) != (nonmembers is None):
+    require_known(attacks)
+    folder = RunFolder(Path(run))
+    planned = None
+    if canaries and folder.canaries.exists():
+        planned = read_canaries(folder.canaries)
+    sides = _read_sides(members, nonmembers)
+    strings = None if secrets is None else read_secrets(secrets)
+    if members is None and planned is None and strings is None and not num_findings:
         raise InvalidParameterError(
-            "--members and --nonmembers belong together: one side alone tells nothing."
+            "there is nothing to attack: give --members and --nonmembers, --secrets or "
+            "--num-findings, or audit a run that was tuned with --canaries."
         )
     place = Workers.start(device).device
     compute_dtype = choose_compute_dtype(dtype, place)
     subject = open_subject(run, base=model, dtype=compute_dtype, device=place)
     certificate = None if subject.ledger is None else compute_certificate(subject.ledger)
-    folder = RunFolder(Path(run))
-    planned = None
-    if canaries and subject.ledger is not None and folder.canaries.exists():
-        planned = read_canaries(folder.canaries)
-    if members is None and planned is None and secrets is None and not num_findings:
-        raise InvalidParameterError(
-            "there is nothing to attack: give --members and --nonmembers, --secrets or "
-            "--num-findings, or audit a run that was tuned with --canaries."
-        )
-    sides = _read_sides(members, nonmembers)
     material = Material(
         members=sides[0],
         nonmembers=sides[1],
         canaries=() if planned is None else planned.records,
         style="" if planned is None else planned.style,
-        task=None if subject.ledger is None else subject.ledger.events[0]["task"],
+        task=_find_task(subject, sides[0], template, verbalizer),
     )
     num_canaries = len(material.canaries)
     rules = choose_rules(
@@ -184,7 +189,8 @@ def audit(
     )
     written = attack_by_writing(
         subject,
-        secrets=secrets,
+        secrets=strings,
+        leaked=output / "leaked_lines.PRIVATE.json",
         num_samples=num_samples,
         num_findings=num_findings,
         tokens_per_batch=tokens_per_batch,
@@ -243,10 +249,15 @@ def audit(
             "attacks": list(rules.names),
             "deciding attack": rules.deciding,
             "significance": significance,
+            "texts written": num_samples if strings is not None else 0,
             "seed": seed,
             "compute dtype": str(compute_dtype).removeprefix("torch."),
         },
-        notes=(*_notes(subject, measured, has_control=how is not None), *written.notes),
+        notes=(
+            *_keep_earlier(output, subject),
+            *_notes(subject, measured, has_control=how is not None),
+            *written.notes,
+        ),
     )
     replace_file(output / "audit.json", record.to_bytes(), mode=PRIVATE_FILE_MODE)
     return AuditResult(output, record)
@@ -254,10 +265,52 @@ def audit(
 
 def _read_sides(members: Path | None, nonmembers: Path | None) -> tuple[list[Record], list[Record]]:
     """Returns the records of both sides, of one kind; texts alone are prompts."""
-    if members is None or nonmembers is None:
+    if members is None and nonmembers is None:
         return [], []
+    if members is None or nonmembers is None:
+        raise InvalidParameterError(
+            "--members and --nonmembers belong together: one side alone tells nothing."
+        )
     kind = find_kind(members)
     return read_records(members, kind=kind), read_records(nonmembers, kind=kind)
+
+
+def _find_task(
+    subject: Subject, members: list[Record], template: str, verbalizer: list[str] | None
+) -> dict[str, Any] | None:
+    """Returns how records become tokens: as the run's ledger says, or as was asked for."""
+    if subject.ledger is not None:
+        if template != DEFAULT_TEMPLATE or verbalizer:
+            raise InvalidParameterError(
+                "--template and --verbalizer are for models made elsewhere: the ledger of this run "
+                "says how its records were read."
+            )
+        task: dict[str, Any] = subject.ledger.events[0]["task"]
+        return task
+    if template == DEFAULT_TEMPLATE and not verbalizer:
+        return None
+    labels = {record.label for record in members if record.label is not None}
+    if not labels:
+        raise InvalidParameterError("--template and --verbalizer are for records with a label.")
+    words = parse_verbalizers(verbalizer) if verbalizer else default_verbalizers(labels)
+    return {"kind": "classification", "template": template, "verbalizers": words}
+
+
+def _keep_earlier(output: Path, subject: Subject) -> tuple[str, ...]:
+    """Moves an earlier record out of the way; returns what must be said about earlier ones."""
+    record = output / "audit.json"
+    if record.exists():
+        number = 1 + len(list(output.glob("audit.*.json")))
+        record.rename(output / f"audit.{number}.json")
+    notes = []
+    for path in sorted(output.glob("audit.*.json")):
+        earlier = read_audit(path)
+        if earlier.is_contradicted and earlier.subject.get("sha256") == subject.fingerprint:
+            notes.append(
+                f"An earlier audit of the same model contradicted a claim: see {path.name}. "
+                "Repeating an audit until it passes proves nothing."
+            )
+    return tuple(notes)
 
 
 def _num_guesses(asked: int | None, num_canaries: int) -> int:

@@ -138,11 +138,28 @@ def judge_subset(
         found = [_measured(POSTERIOR, result.posterior_lower, significance)]
         if result.control_posterior_lower is not None:
             control = [_measured(POSTERIOR, result.control_posterior_lower, significance)]
-    untested = (
-        "--members is not the whole pool, or the secret subset was erased with the run (keep it "
-        "with sordino tune --keep-subset)"
-    )
+    limit = _largest_provable(certificate, significance)
+    if claim.value is not None and limit <= claim.value:
+        found, control = [], []
+        untested = (
+            f"with {certificate.mechanism['num_subsets']} candidates one run proves at most "
+            f"{limit:.3f} at {100 * (1 - significance):.4g}% confidence"
+        )
+    else:
+        untested = (
+            "--members is not the whole pool, or the secret subset was erased with the run (keep "
+            "it with sordino tune --keep-subset)"
+        )
     return _verdict("subset", line.secret, claim, (found, control), untested)
+
+
+def _largest_provable(certificate: Certificate, significance: float) -> float:
+    """Returns the posterior that the best rank of all proves; 0 without candidates."""
+    num_subsets = certificate.mechanism.get("num_subsets")
+    if num_subsets is None or certificate.subset.prior is None:
+        return 0.0
+    nats = mutual_information_lower_bound(1, num_subsets, significance)
+    return posterior_lower_bound(nats, certificate.subset.prior)
 
 
 def judge_pool(

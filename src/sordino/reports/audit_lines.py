@@ -62,7 +62,7 @@ def describe_attack(attack: AttackResult) -> str:
     """Returns one attack's numbers in a line."""
     rates = ", ".join(
         f"TPR at {point.fpr_limit:.3g} FPR {point.tpr:.3f} "
-        f"({_down(point.tpr_lower)} to {_up(point.tpr_upper)})"
+        f"({_down(point.tpr_lower)} to {_up(point.tpr_upper)}; realised FPR {point.fpr:.3g})"
         for point in attack.points
     )
     return (

@@ -125,6 +125,14 @@ class Scores:
     canaries: ByName
 
 
+def require_known(attacks: Sequence[str] | None) -> None:
+    """Raises unless every wanted score exists."""
+    known = [*SCORES, *EXTRA_SCORES]
+    for name in attacks or ():
+        if name not in known:
+            raise InvalidParameterError(f"attacks must be among {', '.join(known)}; got {name!r}.")
+
+
 def choose_rules(
     subject: Subject,
     attacks: Sequence[str] | None,
@@ -137,13 +145,10 @@ def choose_rules(
     """Returns the rules; without a wish all scores that can be computed are reported.
 
     Raises:
-        InvalidParameterError: If a wanted score is unknown or needs a base that there is not.
+        InvalidParameterError: If a wanted score needs a base that there is not.
     """
     usual = [name for name, score in SCORES.items() if subject.has_base or not score.needs_base]
-    known = [*SCORES, *EXTRA_SCORES]
     for name in attacks or ():
-        if name not in known:
-            raise InvalidParameterError(f"attacks must be among {', '.join(known)}; got {name!r}.")
         if name not in {*usual, *EXTRA_SCORES}:
             raise InvalidParameterError(
                 f"attack {name} compares with the base model: name it with --model BASE."

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 from sordino.attacks.contrast import explore
 from sordino.attacks.generation import Decoding
 from sordino.attacks.pii import PiiSettings, count_pii_texts, play_pii_games
-from sordino.data.secret_lists import read_secrets
+from sordino.ledger.durable import PRIVATE_FILE_MODE, replace_file
+from sordino.ledger.ledger import canonical_json
 from sordino.reports.audit_record import Finding, PiiRow
 from sordino.training.progress import progress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from sordino.attacks.subject import Subject
+    from sordino.data.secret_lists import Secret
 
 _LONGEST_TEXT, _LONGEST_FINDING = 64, 48  # tokens; less where the context is short
 
@@ -32,7 +35,8 @@ class WrittenText:
 def attack_by_writing(
     subject: Subject,
     *,
-    secrets: Path | None,
+    secrets: Sequence[Secret] | None,
+    leaked: Path,
     num_samples: int,
     num_findings: int,
     tokens_per_batch: int,
@@ -42,7 +46,8 @@ def attack_by_writing(
 
     Args:
         subject: The model, with its base.
-        secrets: List of sensitive strings; None plays no game.
+        secrets: Sensitive strings; None plays no game.
+        leaked: File for the lines of the list that were found, for the data holder.
         num_samples: Texts written without a prefix.
         num_findings: Texts of the exploration; 0 makes none.
         tokens_per_batch: Bounds the memory.
@@ -52,14 +57,13 @@ def attack_by_writing(
     findings: tuple[Finding, ...] = ()
     notes: list[str] = []
     if secrets is not None:
-        strings = read_secrets(secrets)
         settings = PiiSettings(
             num_samples=num_samples,
             decoding=Decoding(max_new_tokens=min(_LONGEST_TEXT, subject.context_length // 2)),
             tokens_per_batch=tokens_per_batch,
             seed=seed,
         )
-        total = count_pii_texts(strings, settings, has_base=subject.has_base)
+        total = count_pii_texts(secrets, settings, has_base=subject.has_base)
         with progress("audit: sensitive strings", total) as show:
             done = 0
 
@@ -68,9 +72,13 @@ def attack_by_writing(
                 done += count
                 show(done)
 
-            result = play_pii_games(subject, strings, settings, advance=advance)
+            result = play_pii_games(subject, secrets, settings, advance=advance)
         rows = tuple(PiiRow(**asdict(finding)) for finding in result.findings)
         notes += result.notes
+        lines = {game: list(found) for game, found in result.leaked_lines.items()}
+        replace_file(leaked, canonical_json(lines) + b"\n", mode=PRIVATE_FILE_MODE)
+        if any(lines.values()):
+            notes.append(f"Which lines of the list were found stands in {leaked.name}.")
     if num_findings:
         with progress("audit: exploration", num_findings) as show:
             found = explore(

@@ -156,10 +156,14 @@ def publishable_part(audit: Audit) -> Audit:
 
     A contradiction stays, without its number: whoever reads the certificate must learn of it.
     """
+    canaries = audit.canaries
+    if canaries is not None and _control_learned_records(audit):
+        canaries = replace(canaries, control_epsilon_lower=None)
     return replace(
         audit,
         verdicts=tuple(_publishable_verdict(verdict, audit) for verdict in audit.verdicts),
         membership=None,
+        canaries=canaries,
         subset=None,
         pii=(),
         findings=(),
@@ -171,7 +175,7 @@ def publishable_part(audit: Audit) -> Audit:
 def _publishable_verdict(verdict: GameVerdict, audit: Audit) -> GameVerdict:
     """Returns a verdict that tells nothing about records of the pool, but for a contradiction."""
     if is_on_canaries(verdict, audit):
-        return verdict
+        return _without_records(verdict) if _control_learned_records(audit) else verdict
     bare = replace(verdict, measured_lower=None, control_lower=None, significance=None)
     if verdict.outcome == _NOTHING_CLAIMED:
         return replace(bare, line="Nothing claimed: the certificate is silent on this line.")
@@ -182,6 +186,25 @@ def _publishable_verdict(verdict: GameVerdict, audit: Audit) -> GameVerdict:
         bare,
         outcome=NOT_PUBLISHED,
         line="The outcome was measured on records of the pool and is not published.",
+    )
+
+
+def _control_learned_records(audit: Audit) -> bool:
+    """Returns whether the positive control depends on records of the pool."""
+    return audit.control is not None and audit.control.get("records", 0) > 0
+
+
+def _without_records(verdict: GameVerdict) -> GameVerdict:
+    """Returns a verdict on canaries without what a control that learned records adds to it."""
+    bare = replace(verdict, control_lower=None)
+    if verdict.outcome in {_NOTHING_CLAIMED, CONTRADICTED}:
+        return bare
+    return replace(
+        bare,
+        outcome=NOT_PUBLISHED,
+        line="The canaries do not contradict the claim. Whether the attacks had power was measured "
+        "on a control that learned records of the pool, and is not published: audit the canaries "
+        "alone, without --members, to publish it.",
     )
 
 

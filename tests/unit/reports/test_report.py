@@ -234,6 +234,23 @@ def test_a_published_line_may_claim_nothing() -> None:
     assert "0.0089" not in subset.line
 
 
+@pytest.mark.parametrize("outcome", ["consistent", "no power"])
+def test_a_control_that_learned_records_is_not_published(outcome: str) -> None:
+    """Whether it was caught depends on records; the bound on the canaries does not."""
+    audit = make_audit(outcome, control={"records": 500, "canaries": 100, "epochs": 10})
+    public = publishable_part(audit)
+    (_, pool) = public.verdicts
+    assert pool.outcome == "not published"
+    assert pool.control_lower is None
+    assert "without --members" in pool.line
+    assert public.canaries is not None
+    assert audit.canaries is not None
+    assert public.canaries.control_epsilon_lower is None
+    assert public.canaries.epsilon_lower == audit.canaries.epsilon_lower
+    alone = make_audit(outcome, control={"records": 0, "canaries": 100, "epochs": 10})
+    assert publishable_part(alone).verdicts[1] == alone.verdicts[1]
+
+
 def test_a_contradiction_is_never_left_out(audited: Path) -> None:
     """Its number is; whoever reads the certificate must learn that it does not hold."""
     audit = make_audit("contradicted", "contradicted", certificate_in_words=words_of(audited))
