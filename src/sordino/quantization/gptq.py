@@ -114,16 +114,14 @@ def _inverse_factor(gram: NDArray[np.float64]) -> NDArray[np.float64]:
 def _is_no_worse(
     problem: Problem, codes: NDArray[np.float64], nearest: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Returns which rows lose no more than nearest codes, under the gram given and as damped."""
-    is_no_worse = np.asarray(np.isfinite(codes).all(axis=1))
-    matrices = [problem.gram.given]
-    if problem.gram.added_damping > 0.0:
-        matrices.append(problem.gram.matrix)
+    """Returns which rows lose no more than nearest codes.
+
+    The damped loss decides, and implies the other: nearest codes have the smallest squared error
+    of the weights, so whoever beats them with lam times that error added beats them without it.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         errors = problem.weights - problem.scales * codes
         nearest_errors = problem.weights - problem.scales * nearest
-        for matrix in matrices:
-            is_no_worse &= squared_lengths(errors, matrix) <= squared_lengths(
-                nearest_errors, matrix
-            )
-    return is_no_worse
+        losses = squared_lengths(errors, problem.gram.matrix)
+    # Codes lost to overflow make the loss NaN, and NaN is not smaller.
+    return np.asarray(losses <= squared_lengths(nearest_errors, problem.gram.matrix))

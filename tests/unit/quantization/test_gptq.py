@@ -59,7 +59,7 @@ def test_no_guard_without_limits() -> None:
 
 
 def test_guard_holds_under_the_gram_that_was_given() -> None:
-    """A singular Gram matrix is damped for the search; the loss without damping counts too."""
+    """Beating nearest under the damped Gram matrix implies beating it under a singular one."""
     rng = np.random.default_rng(12)
     for _ in range(20):
         gram = make_gram("rank-deficient", 16, rng)
