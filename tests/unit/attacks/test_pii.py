@@ -98,7 +98,9 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., PiiResult]:
 def make_subject(tuned: Any, base: Any, tokenizer: Any, context_length: int) -> Subject:
     return Subject(
         name="model",
+        source="model",
         kind="model",
+        base_source=None,
         tuned=tuned,
         tokenizer=tokenizer,
         context_length=context_length,
