@@ -24,6 +24,7 @@ _LOOK_ALIKE = str.maketrans(
 )
 _DASHES = re.compile("[\u2010-\u2015\u2212\u00ad]")
 _QUOTES = re.compile("[\u2018\u2019\u02bc\u0060\u00b4]")
+_INNER_APOSTROPHE = re.compile(r"(?<=[^\W\d_])'(?=[^\W\d_]{2})")  # "o'neill", not "keller's"
 _WORD = re.compile(r"[^\W_]+")
 _ALIASES = (  # one value in the words of tables and of people
     ("married", "married civ spouse", "married af spouse", "married spouse absent"),
@@ -51,6 +52,7 @@ def fold(text: str) -> str:
     text = _QUOTES.sub("'", _DASHES.sub("-", text)).casefold().translate(_LOOK_ALIKE)
     text = unicodedata.normalize("NFKD", text)
     text = "".join(sign for sign in text if not unicodedata.combining(sign))
+    text = _INNER_APOSTROPHE.sub("", text.replace("&", " and "))
     return " ".join(text.split())
 
 
