@@ -168,7 +168,7 @@ class _Reader:
                 roles=tuple(
                     part.strip() for part in row.get("role", "").split(";") if part.strip()
                 ),
-                supervisor=row.get("supervisor_id") or row.get("supervisor") or None,
+                supervisor=row.get("supervisor_id", row.get("supervisor", "")) or None,
             )
             for row in read_table(source)
         ]

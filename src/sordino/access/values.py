@@ -138,42 +138,46 @@ class ReadText:
             return found
         return [place for place in found if not self._is_negated(place[0])]
 
+    @cached_property
+    def _starts(self) -> dict[str, list[int]]:
+        """Positions of each word."""
+        starts: dict[str, list[int]] = {}
+        for position, word in enumerate(self.words):
+            starts.setdefault(word[0], []).append(position)
+        return starts
+
     def _word_places(self, value: Value) -> list[tuple[int, int]]:
         """Returns where the words of a value stand."""
-        texts = [word[0] for word in self.words]
         found = []
         for wanted in value.spellings:
-            is_name = len(wanted) == 2  # "Keller, Maria"
-            orders = [wanted, wanted[::-1]] if is_name else [wanted]
-            joined = "".join(wanted)
-            for start in range(len(texts)):
-                if len(wanted) > 1 and texts[start] == joined:
-                    found.append(self.words[start].span())
-                for order in orders:
-                    stop = self._match_words(texts, start, order, may_skip=order is wanted)
+            orders = [wanted, wanted[::-1]] if len(wanted) == 2 else [wanted]  # "Keller, Maria"
+            for order in orders:
+                for start in self._starts.get(order[0], ()):
+                    stop = self._match_words(start, order, may_skip=order is wanted)
                     if stop is not None:
                         found.append((self.words[start].start(), self.words[stop - 1].end()))
-            found.extend(self._spaced_places(joined))
+            joined = "".join(wanted)
+            found += [self.words[start].span() for start in self._starts.get(joined, ())]
+            found += self._spaced_places(joined)
         return sorted(set(found))
 
-    @staticmethod
-    def _match_words(
-        texts: list[str], start: int, wanted: list[str], *, may_skip: bool
-    ) -> int | None:
+    def _match_words(self, start: int, wanted: list[str], *, may_skip: bool) -> int | None:
         """Returns where a run of words ends; one middle initial may stand before the last."""
-        at = start
+        texts = [word[0] for word in self.words[start : start + len(wanted) + 1]]
+        at = 0
         for number, word in enumerate(wanted):
             is_last = may_skip and 0 < number == len(wanted) - 1
-            if is_last and at + 1 < len(texts) and len(texts[at]) == 1 and texts[at + 1] == word:
+            if is_last and texts[at + 1 : at + 2] == [word] and len(texts[at]) == 1:
                 at += 1
-            if at >= len(texts) or texts[at] != word:
+            if texts[at : at + 1] != [word]:
                 return None
             at += 1
-        return at
+        return start + at
 
     def _spaced_places(self, joined: str) -> list[tuple[int, int]]:
         """Returns where a value stands with its letters apart: "K e l l e r", "s-a-l-e-s"."""
-        if len(joined) < _FEWEST_LETTERS:
+        is_possible = {joined[:1], joined[-1:]} <= self._starts.keys()
+        if len(joined) < _FEWEST_LETTERS or not is_possible:
             return []
         singles = r"[\W_]{1,3}".join(map(re.escape, joined))
         pattern = rf"(?<![^\W_]){singles}(?![^\W_])"
