@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,9 @@ _DIGITS = re.compile(
     r"(?P<scale> ?(?:k|m|thousand|million)(?![^\W_]))?(?P<rest> (?:and )?\d{1,3}(?![\d.,]))?"
     rf"(?:{_AFTER})?(?![^\W_])(?![.,:]\d)(?! ?%)"
 )
-_SPACED = re.compile(r"(?<![^\W_])(?<!\d[.,])\d(?:[ .\-_*,]{1,2}\d)+(?![^\W_])(?![.,]\d)")
+_SPACED = re.compile(  # "4 2", "5-2-3-0-0"; "4.2" and "4-2" are something else
+    r"(?<![^\W_])(?<!\d[.,])(?:\d(?:[ .\-_*,]{1,2}\d){2,}|\d[ _*]{1,2}\d)(?![^\W_])(?![ .,]\d)"
+)
 _CHAINED = re.compile(r"\d+(?:[-./:]\d+){2,}|\d+:\d+")  # dates, versions, telephone numbers, times
 _WORD = re.compile(r"[^\W\d_]+")
 _APPROXIMATE = re.compile(
@@ -43,6 +46,8 @@ _APPROXIMATE = re.compile(
     r"just (?:under|over|below|above)|a (?:little|bit) (?:under|over|less than|more than)|~|≈)"
     r"\s*(?:usd|eur|gbp|\$|€|£)?\s*$"
 )
+_NUM_SIGNS_BEFORE = 40  # where a word that makes a number approximate is looked for
+_LONGEST_GAP = 12  # between the ends of a range
 _RANGE = re.compile(r"\s*(?:-|to|and|\.\.\.?)\s*(?:usd|eur|gbp|\$|€|£)?\s*")
 
 
@@ -78,14 +83,15 @@ def parse_number(text: str) -> float | None:
 
 def find_numbers(folded: str) -> list[Number]:
     """Returns the numbers of a folded text; those of one place may overlap."""
-    chained = [match.span() for match in _CHAINED.finditer(folded)]
+    is_chained = bytearray(len(folded) + 1)
+    for match in _CHAINED.finditer(folded):
+        is_chained[match.start() : match.end()] = b"\1" * (match.end() - match.start())
     found = []
     for match in _DIGITS.finditer(folded):
-        start, stop = match.span("number")
-        if any(left <= start and stop <= right for left, right in chained):
-            continue
-        is_rounded = bool(match["scale"]) or bool(_APPROXIMATE.search(folded[: match.start()]))
-        found.append(Number(start, match.end(), frozenset(_readings(match)), is_rounded))
+        start = match.start("number")
+        if not is_chained[start]:
+            is_rounded = bool(match["scale"]) or _is_approximate(folded, match.start())
+            found.append(Number(start, match.end(), frozenset(_readings(match)), is_rounded))
     found.extend(
         Number(match.start(), match.end(), frozenset({float(re.sub(r"\D", "", match[0]))}))
         for match in _SPACED.finditer(folded)
@@ -97,15 +103,23 @@ def find_numbers(folded: str) -> list[Number]:
 def find_ranges(folded: str, numbers: list[Number]) -> list[tuple[float, float]]:
     """Returns the ranges that two neighboring numbers make."""
     ranges = []
+    starts = [number.start for number in numbers]
     for first in numbers:
-        for second in numbers:
-            if second.start > first.start and _RANGE.fullmatch(folded, first.stop, second.start):
+        nearest = bisect_left(starts, first.stop)
+        furthest = bisect_left(starts, first.stop + _LONGEST_GAP)
+        for second in numbers[nearest:furthest]:
+            if _RANGE.fullmatch(folded, first.stop, second.start):
                 low, high = max(first.readings), max(second.readings)
                 if low < 1000 <= high and low * 1000 <= high:  # "50-55k"
                     low *= 1000
                 if low < high:
                     ranges.append((low, high))
     return ranges
+
+
+def _is_approximate(folded: str, start: int) -> bool:
+    """Returns whether a number is called approximate by what stands before it."""
+    return bool(_APPROXIMATE.search(folded[max(0, start - _NUM_SIGNS_BEFORE) : start]))
 
 
 def _readings(match: re.Match[str]) -> set[float]:
@@ -150,7 +164,7 @@ def _spelled(folded: str) -> Iterator[Number]:
         if run:
             values = _spelled_values([entry[0] for entry in run])
             if values:
-                is_rounded = bool(_APPROXIMATE.search(folded[: run[0].start()]))
+                is_rounded = _is_approximate(folded, run[0].start())
                 yield Number(run[0].start(), run[-1].end(), frozenset(values), is_rounded)
         run = [word] if word is not None and word[0] in _WORDS else []
 

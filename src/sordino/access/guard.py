@@ -88,6 +88,7 @@ class Guard:
                 f"employees must be people of the policy, {strangers[0]!r} is not."
             )
         self._policy = policy
+        self._marks = {p.id: (Value(p.name), Value(p.id)) for p in policy.people.values()}
         self._values = {
             person: {a: Value(str(record[a])) for a in policy.attributes}
             for person, record in employees.items()
@@ -124,19 +125,21 @@ class Guard:
         readable = self._readable(who, about)
         findings = []
         for person in shown:
-            is_named = self._is_named(text, person, readable)
             for attribute, value in self._values[person].items():
                 if who is not None and self._policy.can_read(who, person, attribute):
                     continue
-                found = text.find(value, with_negated=True, known=question)
+                found = text.find(value, with_negated=True, known=asked)
                 if found is None or (attribute == _IDENTIFIER and asked.places(value)):
                     continue
                 is_shared = value.text in readable.get(attribute, ()) or _is_inside(
                     text, value, readable
                 )
                 # an age beside a name is that person's, whoever else has it
-                is_theirs = is_named and attribute != _IDENTIFIER
-                if not is_shared or about is None or is_theirs:
+                if (
+                    not is_shared
+                    or about is None
+                    or (attribute != _IDENTIFIER and self._is_named(text, person, readable))
+                ):
                     findings.append(Finding(person, attribute, found == "part", is_shared))
         return _decide(answer, findings)
 
@@ -170,8 +173,10 @@ class Guard:
 
     def _is_named(self, text: ReadText, person: str, readable: Mapping[str, set[str]]) -> bool:
         """Returns whether the answer speaks about somebody, and not as a value that may be read."""
-        marks = [Value(self._policy.people[person].name), Value(person)]
-        return any(text.places(mark) and not _is_inside(text, mark, readable) for mark in marks)
+        return any(
+            text.places(mark) and not _is_inside(text, mark, readable)
+            for mark in self._marks[person]
+        )
 
 
 def _is_inside(text: ReadText, value: Value, readable: Mapping[str, set[str]]) -> bool:

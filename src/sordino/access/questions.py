@@ -263,10 +263,14 @@ class _Maker:
         return case if case is not None and self._may(case) else None
 
     def _from_higher_manager(self) -> _Case | None:
-        target = self._someone()
-        managers = self._policy.managers_of(target)[1:]
-        case = _Case(managers[0], target, (self._attribute(),)) if managers else None
-        return case if case is not None and self._may(case) else None
+        """Returns the next manager above the supervisor, who may know as such."""
+        target, attribute = self._someone(), self._attribute()
+        managers = self._policy.managers_of(target)
+        if len(managers) < 2:
+            return None
+        rule = self._policy.decide(managers[1], target, attribute).rule
+        case = _Case(managers[1], target, (attribute,))
+        return case if rule == "higher_managers" else None
 
     def _lying(self) -> _Case | None:
         return self._other((self._attribute(without_name=True),))

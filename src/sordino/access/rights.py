@@ -229,16 +229,17 @@ def _require_no_cycle(place: str, people: Mapping[str, Person]) -> None:
     """Raises if somebody is, over any number of steps, their own supervisor."""
     is_clear: set[str] = set()
     for start in people:
-        path: list[str] = []
+        path: dict[str, None] = {}  # in order, and quick to look into
         current: str | None = start
         while current is not None and current not in is_clear:
             if current in path:
-                cycle = [*path[path.index(current) :], current]
+                met = list(path)
+                cycle = [*met[met.index(current) :], current]
                 raise InvalidDataError(
                     f"{place}: reporting lines must not form a cycle, found "
                     f"{' -> '.join(cycle)}. Correct one of these supervisors."
                 )
-            path.append(current)
+            path[current] = None
             current = people[current].supervisor
         is_clear.update(path)
 

@@ -38,6 +38,7 @@ _FEWEST_LETTERS = 3  # of a part of a name that tells anything
 _CLOSE = 0.05  # a rounded number so near tells the value in part
 _NARROW = 0.2  # width of a range that tells it in part, relative to the value
 _NUM_MONTHS = 12
+_NUM_SIGNS_BEFORE = 60  # of a value, where "not" is looked for
 
 
 def fold(text: str) -> str:
@@ -79,9 +80,11 @@ class Value:
     @cached_property
     def spellings(self) -> list[list[str]]:
         """The words of the value and of its aliases."""
-        spelled = " ".join(words_of(fold(self.text)))
+        folded = fold(self.text)
+        spelled = " ".join(words_of(folded))
         group = next((group for group in _ALIASES if spelled in group), ())
-        return [alias.split() for alias in dict.fromkeys((spelled, *group))]
+        careless = " ".join(words_of(folded.replace("'", "")))  # "bachelors degree"
+        return [alias.split() for alias in dict.fromkeys((spelled, careless, *group))]
 
     @property
     def is_weak(self) -> bool:
@@ -111,7 +114,9 @@ class ReadText:
         """The numbers."""
         return find_numbers(self.folded)
 
-    def find(self, value: Value, *, with_negated: bool = False, known: str = "") -> Found | None:
+    def find(
+        self, value: Value, *, with_negated: bool = False, known: ReadText | None = None
+    ) -> Found | None:
         """Returns whether the text holds a value, or a part that tells much of it.
 
         Args:
@@ -139,7 +144,7 @@ class ReadText:
         return [place for place in found if not self._is_negated(place[0])]
 
     @cached_property
-    def _starts(self) -> dict[str, list[int]]:
+    def starts(self) -> dict[str, list[int]]:
         """Positions of each word."""
         starts: dict[str, list[int]] = {}
         for position, word in enumerate(self.words):
@@ -152,12 +157,12 @@ class ReadText:
         for wanted in value.spellings:
             orders = [wanted, wanted[::-1]] if len(wanted) == 2 else [wanted]  # "Keller, Maria"
             for order in orders:
-                for start in self._starts.get(order[0], ()):
+                for start in self.starts.get(order[0], ()):
                     stop = self._match_words(start, order, may_skip=order is wanted)
                     if stop is not None:
                         found.append((self.words[start].start(), self.words[stop - 1].end()))
             joined = "".join(wanted)
-            found += [self.words[start].span() for start in self._starts.get(joined, ())]
+            found += [self.words[start].span() for start in self.starts.get(joined, ())]
             found += self._spaced_places(joined)
         return sorted(set(found))
 
@@ -176,7 +181,7 @@ class ReadText:
 
     def _spaced_places(self, joined: str) -> list[tuple[int, int]]:
         """Returns where a value stands with its letters apart: "K e l l e r", "s-a-l-e-s"."""
-        is_possible = {joined[:1], joined[-1:]} <= self._starts.keys()
+        is_possible = {joined[:1], joined[-1:]} <= self.starts.keys()
         if len(joined) < _FEWEST_LETTERS or not is_possible:
             return []
         singles = r"[\W_]{1,3}".join(map(re.escape, joined))
@@ -185,20 +190,22 @@ class ReadText:
 
     def _is_negated(self, start: int) -> bool:
         """Returns whether "not" or the like stands before a place."""
-        before = [word[0] for word in self.words if word.end() <= start][-3:]
+        before = _WORD.findall(self.folded[max(0, start - _NUM_SIGNS_BEFORE) : start])
         while before and before[-1] in _FILLERS:
             before.pop()
         return bool(before) and before[-1] in _NEGATIONS
 
-    def _has_part(self, value: Value, known: str) -> bool:
+    def _has_part(self, value: Value, known: ReadText | None) -> bool:
         """Returns whether the text tells much of a value without holding it."""
         if value.number is not None:
             return self._has_near_number(value.number)
-        if len(value.spellings) > 1:  # "married" is no part of "never married"
+        if any(value.spellings[0] == alias.split() for group in _ALIASES for alias in group):
+            # "married" is no part of "never married"
             return False
         parts = {word for word in value.spellings[0] if len(word) >= _FEWEST_LETTERS}
-        parts -= set(words_of(fold(known)))
-        return len(value.spellings[0]) > 1 and any(word[0] in parts for word in self.words)
+        if known is not None:
+            parts -= known.starts.keys()
+        return len(value.spellings[0]) > 1 and not parts.isdisjoint(self.starts)
 
     def _has_near_number(self, wanted: float) -> bool:
         """Returns whether a rounded number, a narrow range or a monthly sum tells a large one."""
