@@ -37,7 +37,7 @@ _DIGITS = re.compile(
     rf"(?:{_AFTER})?(?![^\W_])(?![.,:]\d)(?! ?%)"
 )
 _SPACED = re.compile(  # "4 2", "5-2-3-0-0"; "4.2" and "4-2" are something else
-    r"(?<![^\W_])(?<!\d[.,])(?:\d(?:[ .\-_*,]{1,2}\d){2,}|\d[ _*]{1,2}\d)(?![^\W_])(?![ .,]\d)"
+    r"(?<![^\W_])(?<!\d[.,])(?:\d(?:[ .\-_*,]{1,2}\d){2,14}|\d[ _*]{1,2}\d)(?![^\W_])(?![ .,]\d)"
 )
 _CHAINED = re.compile(r"\d+(?:[-./:]\d+){2,}|\d+:\d+")  # dates, versions, telephone numbers, times
 _WORD = re.compile(r"[^\W\d_]+")

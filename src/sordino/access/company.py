@@ -176,7 +176,7 @@ class CompanyMaker:
 
     def _number(self) -> int:
         """Returns the digits of an id that nobody has."""
-        number = self._faker.random.randrange(10_000, 100_000)
+        number: int = self._faker.random.randrange(10_000, 100_000)
         while number in self._numbers:
             number = self._faker.random.randrange(10_000, 100_000)
         self._numbers.add(number)

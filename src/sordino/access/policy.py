@@ -42,7 +42,7 @@ import csv
 import io
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sordino.access.rights import (
     RELATIONS,
@@ -158,8 +158,11 @@ class _Reader:
         if inline:
             people = [self._inline_person(key, entry) for key, entry in inline.items()]
             return self._checked(self._place, people)
-        source = employees if employees is not None else named and folder / named
-        if source is None:
+        if employees is not None:
+            source = Path(employees)
+        elif named is not None:
+            source = folder / named
+        else:
             self._fail("people are required: [people], or people_file, or a table of employees")
         people = [
             Person(
@@ -334,6 +337,6 @@ class _Reader:
             if key not in known:
                 self._fail(f"{where} has the unknown key {key!r}; known are {', '.join(known)}")
 
-    def _fail(self, problem: str) -> Any:
+    def _fail(self, problem: str) -> NoReturn:
         """Raises for the file."""
         raise InvalidDataError(f"{self._place}: {problem}.")

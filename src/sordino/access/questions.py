@@ -11,6 +11,7 @@ from __future__ import annotations
 import random as stdlib_random
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sordino.access import _templates as wording
@@ -195,12 +196,12 @@ class _Maker:
     def _kinds(self) -> Iterator[tuple[str, Callable[[], _Case | None], str, bool]]:
         """Yields name, drawing, style and whether the asker's role is told."""
         for attribute in self._asked:
-            yield f"{attribute}_other", lambda a=attribute: self._other((a,)), "other", False
-            yield f"{attribute}_self", lambda a=attribute: self._self((a,)), "self", False
+            yield f"{attribute}_other", partial(self._other, (attribute,)), "other", False
+            yield f"{attribute}_self", partial(self._self, (attribute,)), "self", False
         yield "from_supervisor", self._from_supervisor, "other", False
         yield "lying", self._lying, "lying", False
         for role in self._policy.role_rights:
-            yield f"from_{role}", lambda r=role: self._from_role(r), "other", True
+            yield f"from_{role}", partial(self._from_role, role), "other", True
         yield "from_higher_manager", self._from_higher_manager, "other", True
         yield "revoked", self._revoked, "other", True
         yield "missing", self._missing, "other", True
@@ -308,7 +309,7 @@ class _Maker:
             may = self._draw(self._missing)
             if may is None:
                 break
-            may_not = self._draw(lambda case=may: self._stranger(case))
+            may_not = self._draw(partial(self._stranger, may))
             if may_not is None:
                 continue
             context = self._context(may.target)
