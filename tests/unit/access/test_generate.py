@@ -160,7 +160,7 @@ def test_pairs_differ_in_the_asker_alone(company: Company, questions: list[Quest
         )
         different = set(one.system.splitlines()) ^ set(other.system.splitlines())
         assert len(different) == 2
-        assert all(line.startswith("The user has been verified as") for line in different)
+        assert all(line.startswith("Signed in as: ") for line in different)
 
 
 def test_a_liar_claims_to_be_the_target(company: Company, questions: list[Question]) -> None:
