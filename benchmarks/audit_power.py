@@ -103,6 +103,12 @@ def run(name: str, folder: Path, num_records: int, epochs: int) -> None:
     )
 
 
+def mean_gain(folder: Path) -> float:
+    """Returns by how much tuning lowered the loss of the audit's non-members, nats a token."""
+    _, *lines = (folder / "scores-nonmembers.PRIVATE.jsonl").read_text().splitlines()
+    return float(np.mean([json.loads(x)["scores"]["reference-difference"] for x in lines]))
+
+
 def print_row(name: str, folder: Path) -> None:
     """Prints what the audit says."""
     audit = read_audit(folder / f"{name}.audit" / "audit.json")
@@ -112,10 +118,12 @@ def print_row(name: str, folder: Path) -> None:
         name,
         f"{best.name} {best.auc:.3f} ({best.auc_lower:.3f} to {best.auc_upper:.3f})",
         f"{point.tpr:.3f} ({point.tpr_lower:.3f} to {point.tpr_upper:.3f})",
+        f"{mean_gain(folder / f'{name}.audit'):+.2f}",
     ]
     if audit.canaries is not None:
         exposures = audit.canaries.exposures
         cells += [
+            f"{audit.canaries.num_correct} of {audit.canaries.num_guesses}",
             f"{audit.canaries.epsilon_lower:.2f}",
             f"{exposures[len(exposures) // 2]:.2f}",
         ]
@@ -136,7 +144,10 @@ def main() -> None:
     if not arguments.table:
         for name in arguments.runs:
             run(name, arguments.output, arguments.records, arguments.epochs)
-    print("run | best attack, AUC | TPR at 1% FPR | epsilon >= | median exposure | pool line")
+    print(
+        "run | best attack, AUC | TPR at 1% FPR | gain on non-members, nats a token"
+        " | right guesses | epsilon >= | median exposure | pool line"
+    )
     for name in arguments.runs:
         if (arguments.output / f"{name}.audit" / "audit.json").exists():
             print_row(name, arguments.output)

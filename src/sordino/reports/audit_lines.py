@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
+
+from sordino.reports.audit_words import down, up
 
 if TYPE_CHECKING:
     from sordino.reports.audit_record import (
@@ -62,12 +63,12 @@ def describe_attack(attack: AttackResult) -> str:
     """Returns one attack's numbers in a line."""
     rates = ", ".join(
         f"TPR at {point.fpr_limit:.3g} FPR {point.tpr:.3f} "
-        f"({_down(point.tpr_lower)} to {_up(point.tpr_upper)}; realised FPR {point.fpr:.3g})"
+        f"({down(point.tpr_lower)} to {up(point.tpr_upper)}; realised FPR {point.fpr:.3g})"
         for point in attack.points
     )
     return (
-        f"{attack.name}: AUC {attack.auc:.3f} ({_down(attack.auc_lower)} to "
-        f"{_up(attack.auc_upper)}), {rates}"
+        f"{attack.name}: AUC {attack.auc:.3f} ({down(attack.auc_lower)} to "
+        f"{up(attack.auc_upper)}), {rates}"
     )
 
 
@@ -86,9 +87,9 @@ def _canary_words(found: CanaryResult) -> str:
     median = found.exposures[half]
     return (
         f"Pool game: {found.num_correct} of {found.num_guesses} guesses about "
-        f"{found.num_canaries} canaries are right: epsilon >= {_down(found.epsilon_lower)} at "
+        f"{found.num_canaries} canaries are right: epsilon >= {down(found.epsilon_lower)} at "
         f"delta {found.delta:.3g} and {1 - found.significance:.0%} confidence (only if the "
-        f"mechanism is Gaussian-shaped: >= {_down(found.gaussian_epsilon_lower)}). Median exposure "
+        f"mechanism is Gaussian-shaped: >= {down(found.gaussian_epsilon_lower)}). Median exposure "
         f"{median:.2f} bits, 1 by chance."
     )
 
@@ -97,13 +98,3 @@ def _pii_words(row: PiiRow) -> str:
     """Returns one game on one kind of string in a line."""
     base = "" if row.base_found is None else f", by the base {row.base_found}"
     return f"Strings ({row.kind}, {row.game}): {row.num_found} of {row.num_secrets} found{base}."
-
-
-def _down(value: float) -> str:
-    """Returns a lower bound with three decimals."""
-    return f"{math.floor(1000.0 * value) / 1000.0:.3f}"
-
-
-def _up(value: float) -> str:
-    """Returns an upper bound with three decimals."""
-    return f"{math.ceil(1000.0 * value) / 1000.0:.3f}"

@@ -284,8 +284,7 @@ def interval(low: float, high: float, *, as_percent: bool = False) -> str:
     if as_percent:
         ends = (_rounded(low, 3, ROUND_FLOOR, power=2), _rounded(high, 3, ROUND_CEILING, power=2))
         return f"[{ends[0]}%, {ends[1]}%]"
-    ends = (_in_thousandths(low, ROUND_FLOOR), _in_thousandths(high, ROUND_CEILING))
-    return f"[{ends[0]}, {ends[1]}]"
+    return f"[{down(low)}, {up(high)}]"
 
 
 def percent(share: float) -> str:
@@ -314,6 +313,16 @@ def _rounded(bound: float, digits: int, rounding: str, *, power: int = 0) -> str
         raise InvalidDataError(f"a number of an audit must be finite, got {bound!r}.")
     with localcontext(prec=digits, rounding=rounding):
         return f"{float(Decimal(repr(float(bound))).scaleb(power)):.{digits}g}"
+
+
+def down(bound: float) -> str:
+    """Returns a lower bound with three decimals, never above it."""
+    return _in_thousandths(bound, ROUND_FLOOR)
+
+
+def up(bound: float) -> str:
+    """Returns an upper bound with three decimals, never below it."""
+    return _in_thousandths(bound, ROUND_CEILING)
 
 
 def _in_thousandths(bound: float, rounding: str) -> str:
