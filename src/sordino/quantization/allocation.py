@@ -41,8 +41,9 @@ def allocate(costs: ArrayLike, num_bytes: ArrayLike, budget: int) -> NDArray[np.
     """Returns each layer's choice: the least total cost whose bytes fit the budget.
 
     Guarantee:
-        The bytes of the choices are at most budget, and no other choices within it cost less
-        than the returned ones by more than a share of 1e-9. Assumes: an exact solver.
+        The bytes of the choices are at most budget, and no other choices within it cost less by
+        more than 1e-6 of the largest difference between two choices of a layer: the tolerance
+        of the solver, HiGHS. Assumes: that the solver keeps it.
 
     Args:
         costs: Finite, (layers, choices).
@@ -69,16 +70,16 @@ def allocate(costs: ArrayLike, num_bytes: ArrayLike, budget: int) -> NDArray[np.
     if largest > 0.0:
         excess /= largest
     one_each = csr_array(np.kron(np.eye(num_layers), np.ones((1, num_choices))))
-    # Bytes above the least ones, in units of the budget's slack: numbers near 1 for the solver.
-    least = size.min(axis=1, keepdims=True)
-    slack = budget - int(least.sum())
-    extra = (size - least).astype(np.float64)
-    unit = max(1.0, float(extra.max()))
+    # Bytes above the least ones, in their largest common unit: whole numbers that the solver's
+    # tolerance cannot blur, and no layer's choice fits between two of them.
+    extra = size - size.min(axis=1, keepdims=True)
+    unit = max(1, int(np.gcd.reduce(extra, axis=None)))
+    room = (budget - int(size.min(axis=1).sum())) // unit
     result = milp(
         excess.ravel(),
         constraints=[
             LinearConstraint(one_each, 1.0, 1.0),
-            LinearConstraint(extra.ravel()[None, :] / unit, -np.inf, slack / unit),
+            LinearConstraint((extra // unit).ravel()[None, :], -np.inf, room),
         ],
         integrality=np.ones(excess.size),
         bounds=Bounds(0.0, 1.0),
