@@ -4,6 +4,11 @@ Column j is multiplied by s_j before rounding, and the input divided by it; s = 
 from a grid, chosen by the exact output loss under the Gram matrix. Then each group's range is
 shrunk where that pays. Neither step touches the function of the layer: scales have to be folded
 into what comes before it (`sordino.quantization.folding`), or the result is not this function.
+
+On a model: `awq_input_scales` for every fold, on the weights and Gram matrices as they are; fold
+them all; then `clipped_scales` of every folded weight under its `scale_gram`, and round with any
+method. `awq` does all of it for layers that share an input. Where no fold is possible, magnitudes
+that are all one leave AWQ's clipping alone.
 """
 
 from __future__ import annotations
@@ -24,11 +29,12 @@ from sordino.quantization._grid import (
     round_weight,
     search_scales,
 )
+from sordino.quantization.folding import scale_gram
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["EXPONENTS", "AwqResult", "awq", "awq_input_scales"]
+__all__ = ["EXPONENTS", "AwqResult", "awq", "awq_input_scales", "clipped_scales"]
 
 EXPONENTS = tuple(step / 20 for step in range(20))  # 0, 0.05, ..., 0.95
 _MOST_SPREAD = 1e4  # largest over smallest channel scale: a float16 norm weight has to carry it
@@ -87,12 +93,11 @@ def awq_input_scales(
     losses = []
     for exponent in EXPONENTS:
         factors = _channel_scales(magnitudes.to(H), exponent)
-        loss = 0.0
+        scaled_gram, loss = scale_gram(H, factors), 0.0
         for weight in checked:
             scaled = weight * factors
-            scales = absmax_scales(scaled, bits, group_size)
-            rounded = dequantize(round_weight(scaled, scales, bits), scales)
-            loss += output_loss(weight - rounded / factors, H)
+            grid = absmax_scales(scaled, bits, group_size)
+            loss += _nearest_loss(scaled, scaled_gram, grid, bits)
         losses.append(loss)
     exponent = EXPONENTS[losses.index(min(losses))]  # of equal ones the smallest
     return _channel_scales(magnitudes.to(H), exponent), exponent
@@ -130,22 +135,16 @@ def awq(
         weights, gram, mean_magnitudes, bits=bits, group_size=group_size
     )
     checked, H = _read(weights, gram, group_size)
-    scaled_gram = H / factors / factors[:, None]
+    scaled_gram = scale_gram(H, factors)
     codes, scales, losses, nearest = [], [], [], []
     for weight in checked:
         scaled = weight * factors
-        layer = [
-            _round(scaled, scaled_gram, grid, bits)
-            for grid in (
-                absmax_scales(scaled, bits, group_size),
-                search_scales(scaled, bits, group_size, gram=scaled_gram),
-            )
-        ]
-        loss, layer_codes, layer_scales = min(layer, key=lambda found: found[0])
-        losses.append(loss)
-        codes.append(layer_codes.to(torch.int8))
-        scales.append(layer_scales.to(torch.float16))
-        nearest.append(_round(weight, H, absmax_scales(weight, bits, group_size), bits)[0])
+        grid = clipped_scales(scaled, scaled_gram, bits=bits, group_size=group_size)
+        codes.append(round_weight(scaled, grid, bits).to(torch.int8))
+        scales.append(grid.to(torch.float16))
+        losses.append(_nearest_loss(scaled, scaled_gram, grid, bits))
+        plain = absmax_scales(weight, bits, group_size)
+        nearest.append(_nearest_loss(weight, H, plain, bits))
     return AwqResult(
         input_scales=factors,
         exponent=exponent,
@@ -154,6 +153,34 @@ def awq(
         losses=tuple(losses),
         nearest_losses=tuple(nearest),
     )
+
+
+def clipped_scales(
+    weight: torch.Tensor, gram: torch.Tensor, *, bits: int, group_size: int
+) -> torch.Tensor:
+    """Returns scales with each group's range shrunk where that pays: AWQ's clipping.
+
+    A group's range is chosen by its own block of the Gram matrix, and the ranges are kept only if
+    the exact loss of the whole layer falls; else they are those of the largest weights.
+
+    Args:
+        weight: (rows, columns), after folding.
+        gram: H of the inputs after folding, (columns, columns).
+        bits: 2 to 8.
+        group_size: Neighbouring inputs that share a scale; it divides columns.
+
+    Returns:
+        Scales that float16 holds, (rows, groups), in the type of the weight.
+
+    Raises:
+        InvalidParameterError: If shapes do not fit or an argument is not finite.
+    """
+    weight = require_weight(weight, group_size)
+    H = require_gram(gram, weight)
+    widest = absmax_scales(weight, bits, group_size)
+    clipped = search_scales(weight, bits, group_size, gram=H)
+    is_better = _nearest_loss(weight, H, clipped, bits) < _nearest_loss(weight, H, widest, bits)
+    return clipped if is_better else widest
 
 
 def _read(
@@ -179,9 +206,8 @@ def _channel_scales(magnitudes: torch.Tensor, exponent: float) -> torch.Tensor:
     return powers / (powers.max() * powers.min()).sqrt()
 
 
-def _round(
+def _nearest_loss(
     weight: torch.Tensor, gram: torch.Tensor, scales: torch.Tensor, bits: int
-) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """Returns loss, codes and scales of rounding every weight on a given grid."""
-    codes = round_weight(weight, scales, bits)
-    return output_loss(weight - dequantize(codes, scales), gram), codes, scales
+) -> float:
+    """Returns the output loss of rounding every weight on a given grid."""
+    return output_loss(weight - dequantize(round_weight(weight, scales, bits), scales), gram)

@@ -17,7 +17,7 @@ from sordino.core.errors import InvalidParameterError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Fold", "find_folds", "fold_input_scales"]
+__all__ = ["Fold", "find_folds", "fold_input_scales", "scale_gram"]
 
 _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 _MODEL_TYPES = (*_LLAMA_LIKE, "gpt2")
@@ -88,6 +88,11 @@ def fold_input_scales(previous: Any, layers: Sequence[Any], scales: torch.Tensor
         factors = scales.to(device=layer.weight.device, dtype=torch.float64)
         along = factors[:, None] if _is_transposed(layer) else factors
         layer.weight.copy_(layer.weight.double() * along)
+
+
+def scale_gram(gram: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Returns the Gram matrix of inputs divided by scales, (columns, columns)."""
+    return gram / scales / scales[:, None]
 
 
 def _divide_outputs(previous: Any, scales: torch.Tensor) -> None:

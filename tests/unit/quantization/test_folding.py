@@ -10,7 +10,7 @@ import torch
 
 from helpers_tiny_models import VOCABULARY, make_model
 from sordino.core.errors import InvalidParameterError
-from sordino.quantization.folding import find_folds, fold_input_scales
+from sordino.quantization.folding import find_folds, fold_input_scales, scale_gram
 
 
 def random_scales(columns: int, seed: int) -> torch.Tensor:
@@ -105,3 +105,10 @@ def test_shorter_types_fold_within_their_rounding(dtype: torch.dtype) -> None:
     assert float((logits_of(model).float() - before).abs().max()) <= limit * float(
         before.abs().max()
     )
+
+
+def test_gram_of_divided_inputs() -> None:
+    inputs = torch.randn(20, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scales = random_scales(5, 1)
+    divided = inputs / scales
+    assert torch.allclose(scale_gram(inputs.T @ inputs, scales), divided.T @ divided)
