@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from sordino.core.checks import require_integer
+from sordino.core.checks import require_integer, require_non_negative
 from sordino.core.errors import InvalidParameterError, PrecisionError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "boost_order",
     "kurtosis",
     "predicted_costs",
+    "sensitivity",
 ]
 
 _TRIMMED = 0.05  # share of the differences left out on either side
@@ -97,9 +98,14 @@ def allocate(costs: ArrayLike, num_bytes: ArrayLike, budget: int) -> NDArray[np.
 
 
 def allocate_boosted(
-    scores: ArrayLike, num_bytes: ArrayLike, budget: int, *, stops: int = 1
+    scores: ArrayLike,
+    num_bytes: ArrayLike,
+    budget: int,
+    *,
+    kinds: Sequence[str] | None = None,
+    stops: int = 1,
 ) -> NDArray[np.int64]:
-    """Returns the choices of KurtBoost (scores: kurtosis) or SensiBoost (scores: sensitivity).
+    """Returns the choices of KurtBoost (scores: `kurtosis`) or SensiBoost (`sensitivity`).
 
     The largest choice that all layers can have is the base. Layers are then raised by `stops`
     choices, in `boost_order`: first those whose score jumps, then the others by score, as long as
@@ -109,6 +115,7 @@ def allocate_boosted(
         scores: One for each layer in the order of the model, (layers,); higher needs more bits.
         num_bytes: Bytes that do not fall from one choice to the next, (layers, choices).
         budget: Bytes.
+        kinds: As in `boost_order`.
         stops: Choices by which a layer is raised, at least 1.
 
     Raises:
@@ -120,7 +127,7 @@ def allocate_boosted(
         the others, so that bytes compare.
     """
     values = _read_scores(scores, len(np.asarray(num_bytes)))
-    return _raise_in_order(boost_order(values), num_bytes, budget, stops)
+    return _raise_in_order(boost_order(values, kinds), num_bytes, budget, stops)
 
 
 def allocate_random(
@@ -134,32 +141,77 @@ def allocate_random(
     return _raise_in_order(order, num_bytes, budget, stops)
 
 
-def boost_order(scores: ArrayLike) -> NDArray[np.intp]:
+def boost_order(scores: ArrayLike, kinds: Sequence[str] | None = None) -> NDArray[np.intp]:
     """Returns the layers in the order in which they get more bits.
 
     A layer is outlying if its score differs from that of the layer before by more than 3 trimmed
     standard deviations from the trimmed mean of such differences. Outlying layers come first, the
-    largest jump upwards first; a jump downwards, back to normal, does not count. The others
-    follow by falling score.
+    most deviations first; a jump downwards, back to normal, does not count. The others follow by
+    falling score.
+
+    Args:
+        scores: One for each layer in the order of the model, (layers,); higher needs more bits.
+        kinds: What each layer is ("q_proj", ...): a layer is compared with the one before of its
+            kind. None: all are of one kind.
+
+    Raises:
+        InvalidParameterError: If a score is not finite, or kinds are not as many.
 
     Source:
         arXiv:2503.06518 (differences of neighbouring layers, trimmed by 5% on either side, 3
-        deviations). Departure: jumps downwards do not count, and the first layer is compared with
-        the second.
+        deviations). Departures: at least one difference on either side is left out, jumps
+        downwards do not count, and the first layer is compared with the second.
     """
     values = _read_scores(scores)
-    jumps = np.diff(values, prepend=values[1] if values.size > 1 else values[0])
-    differences = np.sort(np.diff(values))
-    cut = int(_TRIMMED * differences.size)
-    trimmed = differences[cut : differences.size - cut]
-    if trimmed.size:
-        deviation = trimmed.std(ddof=1) if trimmed.size > 1 else 0.0
-        is_outlying = jumps - trimmed.mean() > _OUTLYING * deviation
-        is_outlying &= jumps > 0.0
-    else:
-        is_outlying = np.zeros(values.size, dtype=np.bool_)
+    names = np.array([""] * values.size if kinds is None else list(kinds))
+    if names.shape != values.shape:
+        raise InvalidParameterError(
+            f"kinds must be as many as scores, {values.size}, got {names.size}."
+        )
+    deviations = np.zeros(values.size)
+    for kind in np.unique(names):
+        members = np.flatnonzero(names == kind)
+        deviations[members] = _jumps(values[members])
+    is_outlying = deviations > _OUTLYING
     # The last key decides first.
-    return np.lexsort((-values, np.where(is_outlying, -jumps, 0.0), ~is_outlying))
+    return np.lexsort((-values, np.where(is_outlying, -deviations, 0.0), ~is_outlying))
+
+
+def _jumps(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the upward step to each layer, in trimmed deviations of all steps; 0 if downward."""
+    if values.size < 2:
+        return np.zeros(values.size)
+    steps = np.diff(values, prepend=values[1])
+    ordered = np.sort(steps[1:])
+    # At least one: a single outlier among few layers would hide itself in the deviation.
+    cut = max(int(_TRIMMED * ordered.size), 1) if ordered.size > 2 else 0
+    trimmed = ordered[cut : ordered.size - cut]
+    deviation = float(trimmed.std(ddof=1)) if trimmed.size > 1 else 0.0
+    above = np.where(steps > 0.0, np.maximum(steps - trimmed.mean(), 0.0), 0.0)
+    # Steps that are otherwise equal up to rounding: any other one jumps infinitely far.
+    if deviation <= 1e-12 * float(np.abs(values).max()):
+        return np.where(above > 1e-12 * float(np.abs(values).max()), np.inf, 0.0)
+    return above / deviation
+
+
+def sensitivity(loss: float, num_tokens: int, num_rows: int) -> float:
+    """Returns SensiBoost's score: the mean squared error of a layer's outputs.
+
+    Args:
+        loss: tr((W - Q) H (W - Q)^T) at the base's bits, H = X^T X over num_tokens tokens.
+        num_tokens: Rows of X.
+        num_rows: Outputs of the layer.
+
+    Raises:
+        InvalidParameterError: If the loss is negative or not finite, or a count is below 1.
+
+    Source:
+        arXiv:2503.06518 (sensitivity score).
+    """
+    require_non_negative("loss", loss)
+    require_integer("num_tokens", num_tokens, 1)
+    require_integer("num_rows", num_rows, 1)
+    return loss / (num_tokens * num_rows)
 
 
 def kurtosis(weight: ArrayLike) -> float:

@@ -20,6 +20,7 @@ from sordino.quantization.allocation import (
     boost_order,
     kurtosis,
     predicted_costs,
+    sensitivity,
 )
 
 
@@ -106,6 +107,27 @@ def test_boost_order_puts_jumps_first() -> None:
     assert boost_order([2.0, 5.0])[0] == 1
     with pytest.raises(InvalidParameterError):
         boost_order([1.0, float("nan")])
+
+
+def test_layers_are_compared_within_their_kind() -> None:
+    """Two kinds on different levels: the one outlying layer is found, level steps are none."""
+    rng = np.random.default_rng(3)
+    scores = np.where(np.arange(40) % 2 == 0, 3.0, 9.0) + 0.01 * rng.normal(size=40)
+    scores[22] = 4.0
+    kinds = ["q_proj", "k_proj"] * 20
+    assert boost_order(scores, kinds)[0] == 22
+    assert boost_order(scores)[0] != 22
+    with pytest.raises(InvalidParameterError, match="kinds"):
+        boost_order(scores, kinds[:-1])
+
+
+def test_sensitivity_is_the_mean_squared_error_of_outputs() -> None:
+    rng = np.random.default_rng(4)
+    inputs, error = rng.normal(size=(30, 8)), rng.normal(size=(5, 8))
+    loss = float(np.trace(error @ inputs.T @ inputs @ error.T))
+    assert sensitivity(loss, 30, 5) == pytest.approx(float(np.mean((inputs @ error.T) ** 2)))
+    with pytest.raises(InvalidParameterError, match="loss"):
+        sensitivity(float("nan"), 30, 5)
 
 
 def test_boosted_layers_get_what_the_budget_leaves() -> None:
