@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from sordino.core.errors import InvalidParameterError
-from sordino.quantization.awq import EXPONENTS, awq, awq_input_scales
+from sordino.quantization._grid import (
+    absmax_scales,
+    dequantize,
+    round_weight,
+    search_scales,
+)
+from sordino.quantization.awq import EXPONENTS, awq, awq_input_scales, clipped_scales
 
 BITS, GROUP = 4, 8
 
@@ -90,6 +96,22 @@ def test_clipping_is_kept_only_where_the_layer_gains() -> None:
         rounded = (steps * (scaled / steps).round().clamp(-2, 1)).view(weight.shape) / factors
         unclipped = float((inputs @ (weight - rounded).T).square().sum())
         assert loss < unclipped
+
+
+def test_ranges_that_hurt_the_layer_are_not_kept() -> None:
+    """With equal inputs, groups that are best alone add up their errors: the guard must act."""
+    gram = torch.ones(16, 16).double() + 0.05 * torch.eye(16).double()
+    for seed, is_hurt in ((2, True), (8, True), (0, False)):
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.rand(1, 16, generator=generator).double()
+        widest = absmax_scales(weight, 3, 4)
+        losses = []
+        for scales in (widest, search_scales(weight, 3, 4, gram=gram)):
+            error = weight - dequantize(round_weight(weight, scales, 3), scales)
+            losses.append(float(torch.trace(error @ gram @ error.T)))
+        assert (losses[1] > losses[0]) == is_hurt
+        kept = clipped_scales(weight, gram, bits=3, group_size=4)
+        assert torch.equal(kept, widest) == is_hurt
 
 
 def test_dead_inputs_and_equal_inputs() -> None:

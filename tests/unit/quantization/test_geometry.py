@@ -11,6 +11,7 @@ import torch
 
 from helpers_lattices import GRAM_KINDS, make_gram
 from sordino.core.errors import InvalidParameterError
+from sordino.quantization.certificate import certify_layer
 from sordino.quantization.geometry import (
     LayerGeometry,
     collision_rate,
@@ -65,6 +66,11 @@ def test_layer_by_hand(kind: str, order: str) -> None:
     assert found.relative_loss == pytest.approx(
         found.exact / np.trace(tuned @ gram @ tuned.T), rel=1e-9
     )
+    certificate = certify_layer(
+        tuned, gram, scales, quantized.codes.numpy(), low=-8, high=7, order=order
+    )
+    assert found.bound == pytest.approx(certificate.bound, rel=1e-9)
+    assert found.exact == pytest.approx(certificate.exact, rel=1e-9)
     expected = 2 * np.log(scales).sum() + ROWS * np.linalg.slogdet(gram)[1]
     assert found.log_volume == pytest.approx(expected, rel=1e-6)
     assert 0 < found.pivot_share <= 1 + 1e-12
