@@ -247,7 +247,11 @@ def main() -> None:
             print_row(f"{bits} bits, {group}", columns[0])
             print_row("    held out", columns[1])
             if wins[1:] != [wins[0], wins[0]]:
-                print(f"    min-pivot below nearest {wins[1]}, below activation {wins[2]}")
+                ratios = np.divide(columns[0]["min-pivot"], columns[0]["activation"])
+                print(
+                    f"    min-pivot below nearest {wins[1]}, below activation {wins[2]}; "
+                    f"largest ratio to activation {ratios.max():.4f}"
+                )
             total += wins
     print(
         f"GPTQ min-pivot has a smaller exact loss than nearest in {total[1]} of {total[0]} layers "
