@@ -12,7 +12,7 @@ from sordino.models.adapters import (
 from sordino.models.embedded import embedded_model_path
 from sordino.models.fingerprint import compute_fingerprint
 from sordino.models.load import LoadedModel, choose_compute_dtype, load_model
-from sordino.models.packed_linear import PackedLinear, pack_base
+from sordino.models.packed_linear import PackedLinear, pack_base, unpack_base
 from sordino.models.rounding import round_to_nearest
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "save_adapter",
     "save_full",
     "trainable_tensors",
+    "unpack_base",
 ]

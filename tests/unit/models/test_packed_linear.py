@@ -32,6 +32,7 @@ from sordino.gradients.prefix import FrozenPrefix
 from sordino.gradients.projected import FirstOrderEstimator
 from sordino.models import (
     PackedLinear,
+    _packed_codes,
     add_lora,
     load_model,
     pack_base,
@@ -95,10 +96,20 @@ def unpack(model: torch.nn.Module, packed: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("has_offsets", [False, True])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(
     ("shape", "group_size"),
-    [((7, 64), 32), ((7, 96), 32), ((1, 50), 32), ((5, 3), 128), ((3, 6), 2)],
+    [
+        ((7, 64), 32),
+        ((7, 96), 32),
+        ((1, 50), 32),
+        ((5, 3), 128),
+        ((3, 6), 2),
+        ((4, 15), 15),  # a whole row of odd length: its last byte is half empty
+        ((4, 15), 5),
+        ((2, 7), 1),
+        ((1, 1), 1),
+    ],
 )
 @pytest.mark.parametrize("scale_dtype", [torch.float16, torch.float32])
 def test_unpacks_what_numpy_computes(
@@ -136,7 +147,7 @@ def test_many_rows_are_unpacked_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     layer = PackedLinear.from_codes(codes, scales)
     whole = layer.dequantize()
     for size in (1, 64, 64 * 4, 64 * 10):
-        monkeypatch.setattr(packed_linear, "_CODES_AT_ONCE", size)
+        monkeypatch.setattr(_packed_codes, "_CODES_AT_ONCE", size)
         assert torch.equal(layer.dequantize(), whole)
 
 
@@ -252,7 +263,7 @@ def test_no_unpacked_weight_outlives_its_product(monkeypatch: pytest.MonkeyPatch
     """Between forward and backward there are codes only; the backward pass drops its weight too."""
     packed = PackedLinear.from_linear(make_linear(64, 96))
     made: list[weakref.ref[torch.Tensor]] = []
-    unpack_once = packed_linear._dequantize
+    unpack_once = packed_linear.dequantize
 
     def watched(*args: Any) -> torch.Tensor:
         assert not any(old() is not None for old in made)
@@ -260,7 +271,7 @@ def test_no_unpacked_weight_outlives_its_product(monkeypatch: pytest.MonkeyPatch
         made.append(weakref.ref(weight))
         return weight
 
-    monkeypatch.setattr(packed_linear, "_dequantize", watched)
+    monkeypatch.setattr(packed_linear, "dequantize", watched)
     x = torch.randn(5, 64, requires_grad=True)
     saved: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(
@@ -534,8 +545,8 @@ def test_bits_are_checked_before_anything_is_loaded() -> None:
         ({"bits": 5}, "must be 4 or 8, got 5"),
         ({"bits": True}, "must be 4 or 8, got True"),
         ({"bits": math.nan}, "must be 4 or 8, got nan"),
-        ({"group_size": 0}, "group_size must be a whole number at least 2"),
-        ({"group_size": 33}, "group_size must be even, got 33"),
+        ({"bits": 2}, "must be 4 or 8, got 2"),
+        ({"group_size": 0}, "group_size must be a whole number at least 1"),
         ({"group_size": 32.0}, "group_size must be a whole number"),
         ({"skip": ["q_prj"]}, "skip must name linear layers of the model, got 'q_prj'"),
         ({"skip": "lm_head"}, "skip must be a list of names"),
@@ -567,7 +578,8 @@ def test_wrong_settings(changes: dict[str, Any], message: str) -> None:
         ({"offsets": torch.full((4, 2), math.nan)}, "offsets must be finite"),
         ({"bias": torch.ones(5)}, "bias must have shape \\(4,\\), got \\(5,\\)"),
         ({"compute_dtype": torch.float64}, "compute_dtype must be"),
-        ({"bits": 2}, "4 or 8, got 2"),
+        ({"bits": 3}, "2, 4 or 8, got 3"),
+        ({"group_size": 0}, "group_size must be a whole number at least 1"),
     ],
 )
 def test_what_a_quantizer_gives_is_checked(changes: dict[str, Any], message: str) -> None:
