@@ -1,5 +1,6 @@
 """Models: loading, freezing, adapters, fingerprints and the embedded model."""
 
+from sordino.models._quiet import quiet
 from sordino.models.adapters import (
     add_lora,
     initial_adapter_tensor,
@@ -26,6 +27,7 @@ __all__ = [
     "load_adapter",
     "load_model",
     "pack_base",
+    "quiet",
     "read_adapter_base",
     "round_to_nearest",
     "save_adapter",
