@@ -71,6 +71,8 @@ def compose_epsilon(events: Sequence[ReleaseEvent], delta: float) -> float:
         return _reported(pure)
     if delta == 0.0:
         return math.inf
+    if not quantized and len(gaussians) == 1:
+        return compute_epsilon(gaussians[0], delta).epsilon_upper
     bounds = [_epsilon_by_renyi([*gaussians, *quantized], delta)]
     if len(gaussians) == 1:
         bounds.append(compute_epsilon(gaussians[0], delta).epsilon_upper + pure)

@@ -53,7 +53,7 @@ class RandomizedQuantizationEvent:
         clip: c, the largest size of a coordinate; in [1e-100, 1e100].
         margin: D, by how much the levels reach beyond the clip; in [1e-100, 1e100].
         num_levels: m; in [2, 1024].
-        keep_probability: q; 0, or in [1e-100, 1]. At 1 nothing is hidden, and that is reported.
+        keep_probability: q; 0, or in [1e-100, 1]. At 1 it is plain stochastic rounding.
         num_coordinates: Coordinates of a vector; at least 1.
         num_releases: Vectors that one unit releases; at least 1.
     """
@@ -121,7 +121,8 @@ def probabilities(
     require_in_range("value", value, -clip, clip)
     place = level_position(value, clip, margin, num_levels)
     law: NDArray[np.float64] = np.exp(_log_law(place, num_levels, float(keep_probability)))
-    return law / law.sum()
+    law /= law.sum()
+    return law
 
 
 def renyi_divergence(
@@ -144,7 +145,8 @@ def renyi_divergence(
 
     Returns:
         Nats. Above the exact supremum by at most about 1e-12 + 1e-13 / (order - 1) times the number
-        of levels; infinity where two values can release different levels (q = 1, m > 2).
+        of levels; infinity where one value can release a level that another cannot: at
+        q = 1, plain stochastic rounding, whenever a level lies in [-clip, clip].
 
     Raises:
         InvalidParameterError: If an argument is NaN or out of range.
@@ -237,7 +239,8 @@ def _log_table(
     places = _places(clip, margin, num_levels)
     table = np.stack([_log_law(place, num_levels, keep_probability) for place in places])
     largest = float(np.abs(table[table > -math.inf]).max())
-    depth = num_levels * -math.log1p(-keep_probability) if keep_probability < 1.0 else _DEEPEST
+    # Powers of 0 are exact.
+    depth = num_levels * -math.log1p(-keep_probability) if keep_probability < 1.0 else 0.0
     # All summands are positive, so relative errors do not grow: those of the powers of 1 - q, of
     # sums of m terms, and of the rounding of the logarithms themselves.
     return table, _UNIT * (num_levels + 16.0 + largest + min(depth, _DEEPEST))
@@ -272,16 +275,18 @@ def _log_law(place: Fraction, num_levels: int, keep_probability: float) -> NDArr
             up + float(1 - offset)
         )  # times k - x, as a sum of positives
         to_lower = np.exp(log_lower) * (down + float(offset))
-        return np.concatenate(
+        result: NDArray[np.float64] = np.concatenate(
             [log_lower + np.log(apart @ to_upper), log_upper + np.log(to_lower @ apart)]
         )
+        return result
 
 
 def _log_power(keep_probability: float, exponents: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns ln (1 - q)^n; a power of 0 is 1 where n is 0."""
     if keep_probability == 1.0:
         return np.where(exponents == 0, 0.0, -math.inf)
-    return exponents * math.log1p(-keep_probability)
+    powers: NDArray[np.float64] = exponents * math.log1p(-keep_probability)
+    return powers
 
 
 def _require_parameters(
