@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sordino.data.people import PeopleResult
     from sordino.reports.audit import AuditResult
+    from sordino.reports.audit_protocol import ProtocolAudit
     from sordino.reports.report import ReportResult
     from sordino.reports.study import ComparisonResult
     from sordino.training.demo import DemoResult
@@ -121,6 +122,19 @@ def show_audit(result: AuditResult, as_json: bool) -> None:  # noqa: FBT001
         raise typer.Exit(EXIT_CONTRADICTED)
 
 
+def show_audit_protocol(result: ProtocolAudit, as_json: bool) -> None:  # noqa: FBT001
+    """Prints the claim, what was proved and the verdict; exits with 2 if it is contradicted."""
+    if as_json:
+        typer.echo(json.dumps(result.as_dict(), indent=2))
+    else:
+        *lines, verdict = result.lines()
+        for line in lines:
+            _out.print(line)
+        _out.print(verdict, style="bold red" if result.is_contradicted else None)
+    if result.is_contradicted:
+        raise typer.Exit(EXIT_CONTRADICTED)
+
+
 def show_report(result: ReportResult, as_json: bool) -> None:  # noqa: FBT001
     """Prints where the page lies; exits with 2 if a claim is contradicted."""
     is_contradicted = result.audit is not None and result.audit.is_contradicted
@@ -149,6 +163,7 @@ def _register() -> None:
     """Adds one command a public function."""
     from sordino.data.people import people
     from sordino.reports.audit import audit
+    from sordino.reports.audit_protocol import audit_protocol
     from sordino.reports.compare import compare
     from sordino.reports.report import report
     from sordino.training.demo import demo
@@ -164,12 +179,14 @@ def _register() -> None:
         demo: show_demo,
         compare: show_compare,
         audit: show_audit,
+        audit_protocol: show_audit_protocol,
         report: show_report,
         people: show_people,
     }
     for function, show in commands.items():
         example = _EXAMPLES.get(function.__name__)
-        app.command(name=function.__name__)(make_command(function, show, example=example))
+        name = function.__name__.replace("_", "-")
+        app.command(name=name)(make_command(function, show, example=example))
 
 
 _register()

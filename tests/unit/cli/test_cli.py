@@ -38,7 +38,7 @@ def _read_help(name: str) -> str:
 
 def test_one_command_per_public_function() -> None:
     """The shell has the public functions and nothing else."""
-    assert sorted(COMMANDS) == sorted(sordino.__all__)
+    assert sorted(COMMANDS) == sorted(name.replace("_", "-") for name in sordino.__all__)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -61,7 +61,9 @@ def test_options_are_spelled_like_parameters(name: str) -> None:
         if parameter.name in SHELL_ONLY:
             continue
         if isinstance(parameter, typer.core.TyperArgument):
-            function = inspect.signature(getattr(sordino, name)).parameters[parameter.name]
+            function = inspect.signature(getattr(sordino, name.replace("-", "_"))).parameters[
+                parameter.name
+            ]
             assert function.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
         else:
             assert parameter.opts == ["--" + parameter.name.replace("_", "-")]
