@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,20 +18,16 @@ from sordino.mechanisms.randomized_quantization import renyi_divergence
 from sordino.reports import audit_protocol as module
 from sordino.reports.audit_protocol import PROTOCOLS, _plan, audit_protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 RATE = 1e-7  # of a wrong verdict on a true claim, by chance
 TRIALS = 4_000
 
 
 @pytest.fixture(autouse=True)
-def _seeded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws repeat, so that verdicts do."""
     stream = type("Seeded", (), {"from_operating_system": staticmethod(lambda: seeded_stream(5))})
     monkeypatch.setattr(module, "OperatingSystemEntropy", lambda: SeededEntropy(4))
     monkeypatch.setattr(module, "SecretStream", stream)
-    yield
 
 
 def settings_of(protocol: str, **changes: Any) -> dict[str, Any]:
@@ -105,7 +101,7 @@ def test_a_plan_is_made_from_the_laws() -> None:
 )
 def test_bad_arguments_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InvalidParameterError):
-        audit_protocol(**settings_of("generalized-randomized-response", **change))
+        audit_protocol(**(settings_of("generalized-randomized-response") | change))
 
 
 def test_the_command_exits_with_two_on_contradiction(capsys: pytest.CaptureFixture[str]) -> None:
