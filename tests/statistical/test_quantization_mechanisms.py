@@ -157,7 +157,7 @@ def test_stochastic_rounding_is_contradicted_at_any_claim() -> None:
 def noise_samples(size: int, count: int, noise_std: float, seed: int) -> NDArray[np.float64]:
     """Returns matrices, as the blocks on the diagonals of large ones: they are independent."""
     stream = seeded_stream([8, size, seed])
-    place = np.arange(1_200 // size * size).reshape(-1, size)
+    place = np.arange(300 // size * size).reshape(-1, size)
     blocks = []
     for _ in range(math.ceil(count / len(place))):
         noise = _symmetric_noise(stream, place.size, noise_std)

@@ -285,7 +285,7 @@ def _log_power(keep_probability: float, exponents: NDArray[np.int64]) -> NDArray
     """Returns ln (1 - q)^n; a power of 0 is 1 where n is 0."""
     if keep_probability == 1.0:
         return np.where(exponents == 0, 0.0, -math.inf)
-    powers: NDArray[np.float64] = exponents * math.log1p(-keep_probability)
+    powers: NDArray[np.float64] = exponents.astype(np.float64) * math.log1p(-keep_probability)
     return powers
 
 
