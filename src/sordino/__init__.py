@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from sordino.accounting.inference_risk import risk
     from sordino.data.people import people
     from sordino.reports.audit import audit
+    from sordino.reports.audit_protocol import audit_protocol
     from sordino.reports.compare import compare
     from sordino.reports.report import report
     from sordino.training.demo import demo
@@ -16,10 +17,22 @@ if TYPE_CHECKING:
     from sordino.training.tune import tune
     from sordino.training.verify import verify
 
-__all__ = ["audit", "compare", "demo", "distill", "people", "report", "risk", "tune", "verify"]
+__all__ = [
+    "audit",
+    "audit_protocol",
+    "compare",
+    "demo",
+    "distill",
+    "people",
+    "report",
+    "risk",
+    "tune",
+    "verify",
+]
 
 HOMES = {  # the module of each public function
     "audit": "sordino.reports.audit",
+    "audit_protocol": "sordino.reports.audit_protocol",
     "compare": "sordino.reports.compare",
     "demo": "sordino.training.demo",
     "distill": "sordino.training.distill",

@@ -20,16 +20,18 @@ from typer.testing import CliRunner
 import sordino
 from helpers_runs import run_cli, sentiment_rows, write_jsonl
 from sordino.accounting.inference_risk import risk
-from sordino.cli.app import _show_warning, app, make, show_tune
+from sordino.cli import app as cli_app
+from sordino.cli.app import _show_warning, app
 from sordino.cli.commands import failing_in_one_line, make_command
-from sordino.cli.lazy import load_command, read_summary
+from sordino.cli.lazy import LazyCommand
+from sordino.cli.show import show_tune
 from sordino.core.errors import InvalidParameterError
 from sordino.training.numerics import PerturbationWarning
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMMANDS = {name: load_command(make, name) for name in sordino.__all__}
+COMMANDS = {name: command.load(name) for name, command in cli_app.COMMANDS.items()}
 SHELL_ONLY = {"json", "help"}
 
 
@@ -41,18 +43,20 @@ def _read_help(name: str) -> str:
 
 
 def test_one_command_per_public_function() -> None:
-    """The shell has the public functions and nothing else."""
+    """The shell has the public functions and nothing else but groups."""
     group = typer.main.get_command(app)
-    assert sorted(group.list_commands(click.Context(group))) == sorted(sordino.__all__)
+    public = sorted(name.replace("_", "-") for name in sordino.__all__)
+    assert sorted(group.list_commands(click.Context(group))) == public == sorted(COMMANDS)
 
 
 def test_list_of_commands_is_read_from_the_source() -> None:
     """Its summaries are those of the docstrings, and nothing heavy is imported for it."""
-    for name, module in sordino.HOMES.items():
-        text = inspect.getdoc(getattr(sordino, name)) or ""
-        assert read_summary(module, name) == text.split("\n\n", 1)[0]
+    for name, command in cli_app.COMMANDS.items():
+        text = inspect.getdoc(getattr(sordino, name.replace("-", "_"))) or ""
+        assert command.summary() == text.split("\n\n", 1)[0]
+    unknown = LazyCommand("sordino.training.tune", "nothing", show_tune)
     with pytest.raises(AttributeError, match="has no function 'nothing'"):
-        read_summary("sordino.training.tune", "nothing")
+        unknown.summary()
     code = (
         "import sys; sys.argv = ['sordino', '--help']\n"
         "from sordino.cli import main\n"
@@ -63,7 +67,7 @@ def test_list_of_commands_is_read_from_the_source() -> None:
     listed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
-    assert all(f" {name} " in listed for name in sordino.__all__)
+    assert all(f" {name} " in listed for name in COMMANDS)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -86,7 +90,9 @@ def test_options_are_spelled_like_parameters(name: str) -> None:
         if parameter.name in SHELL_ONLY:
             continue
         if isinstance(parameter, typer.core.TyperArgument):
-            function = inspect.signature(getattr(sordino, name)).parameters[parameter.name]
+            function = inspect.signature(getattr(sordino, name.replace("-", "_"))).parameters[
+                parameter.name
+            ]
             assert function.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
         else:
             assert parameter.opts == ["--" + parameter.name.replace("_", "-")]

@@ -102,7 +102,7 @@ def test_bits_follow_roles() -> None:
     num_bytes = dict.fromkeys(roles, (2, 4, 8))
     chosen = allocate_by_role(roles, BITS, costs, num_bytes, budget=2 + 8 + 8 + 2 + 8)
     assert chosen == {"s": 2, "f": 8, "b": 8, "n": 2, "m": 8}
-    with pytest.raises(InvalidParameterError, match="3 layers are fixed .* needs 22 bytes"):
+    with pytest.raises(InvalidParameterError, match=r"3 layers are fixed .* needs 22 bytes"):
         allocate_by_role(roles, BITS, costs, num_bytes, budget=21)
     with pytest.raises(InvalidParameterError, match="bits must rise"):
         allocate_by_role(roles, (4, 2), costs, num_bytes, budget=100)

@@ -1,0 +1,190 @@
+"""A ledger for differentially private releases outside of a tuning run.
+
+It opens with a budget. Every release is written down, on disk, before it is made; what all of them
+together spend is computed again from their parameters each time, never taken from the file. A kind
+of release or a parameter that is not known is refused: what it spends is not known either.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sordino.accounting.composition import ReleaseEvent, compose_epsilon
+from sordino.accounting.dp import SampledGaussian
+from sordino.accounting.randomized_quantization import RandomizedQuantizationEvent
+from sordino.core.checks import require_one_of, require_positive
+from sordino.core.errors import BudgetExceededError, InvalidParameterError, LedgerError
+from sordino.ledger.ledger import Ledger
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["ReleaseLedger"]
+
+_OPENING, _RELEASE = "open-releases", "dp-release"
+_KINDS: dict[str, type[ReleaseEvent]] = {
+    "gaussian": SampledGaussian,
+    "randomized-quantization": RandomizedQuantizationEvent,
+}
+_RELATIONS = ("ADD_OR_REMOVE_ONE", "REPLACE_ONE")
+_SAME = 1e-6  # relative; how far a recorded epsilon may be from the one computed here
+
+
+@dataclass(slots=True)
+class ReleaseLedger:
+    """Charges releases against one budget of (epsilon, delta); made by `ReleaseLedger.open`."""
+
+    target_epsilon: float
+    delta: float
+    neighboring_relation: str
+    privacy_unit: str
+    _ledger: Ledger
+    _events: list[ReleaseEvent]
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        target_epsilon: float,
+        delta: float,
+        neighboring_relation: str,
+        privacy_unit: str,
+    ) -> ReleaseLedger:
+        """Opens a ledger, or makes one with this budget.
+
+        Args:
+            path: The file; one file for everything that is released about the same units.
+            target_epsilon: What all releases together may spend, in nats.
+            delta: Probability; in [0, 1). At 0 only mechanisms with a pure epsilon fit.
+            neighboring_relation: ADD_OR_REMOVE_ONE or REPLACE_ONE.
+            privacy_unit: Whom the claim is about, in a word: "sequence", "person", "device".
+
+        Raises:
+            InvalidParameterError: If an argument is NaN, infinite or out of range.
+            LedgerError: If the file was changed, was opened with another budget, or holds anything
+                that is not known.
+        """
+        require_positive("target_epsilon", target_epsilon)
+        if delta != 0.0 and not 0.0 < require_positive("delta", delta) < 1.0:
+            raise InvalidParameterError(f"delta must be in [0, 1), got {delta!r}.")
+        require_one_of("neighboring_relation", neighboring_relation, _RELATIONS)
+        if not privacy_unit:
+            raise InvalidParameterError("privacy_unit must say whom the claim is about.")
+        opening = {
+            "kind": _OPENING,
+            "target_epsilon": float(target_epsilon),
+            "delta": float(delta),
+            "neighboring_relation": neighboring_relation,
+            "privacy_unit": privacy_unit,
+        }
+        ledger = Ledger.open(path)
+        if not ledger.events:
+            ledger.append(opening)
+        found = ledger.events[0]
+        if found != opening:
+            raise LedgerError(
+                f"{ledger.path}: it opens with {found}, not with {opening}. A budget is not "
+                "changed: give the same one, or keep other units in another ledger."
+            )
+        events = [_read(event, ledger) for event in ledger.events[1:]]
+        result = cls(
+            float(target_epsilon), float(delta), neighboring_relation, privacy_unit, ledger, events
+        )
+        result._require_recorded_spending()
+        return result
+
+    @property
+    def epsilon_spent(self) -> float:
+        """What all releases together spend at the ledger's delta, in nats, rounded up."""
+        return self._compose(self._events)
+
+    def charge(self, event: ReleaseEvent) -> float:
+        """Charges a release; it may be made once this returns.
+
+        Args:
+            event: The release, all of its numbers included.
+
+        Returns:
+            What all releases together spend now, in nats.
+
+        Raises:
+            BudgetExceededError: If the release does not fit; nothing was written.
+            InvalidParameterError: If the event is of an unknown kind or has another neighboring
+                relation.
+        """
+        spent = self._compose([*self._events, event])
+        if not spent <= self.target_epsilon:
+            raise BudgetExceededError(
+                f"with this release epsilon would be {spent:.4g} at delta {self.delta:g}, and "
+                f"{self.target_epsilon:.4g} is the budget. Nothing was released."
+                + ("" if math.isfinite(spent) else " This mechanism hides nothing at this delta.")
+            )
+        self._ledger.append(
+            {
+                "kind": _RELEASE,
+                "mechanism": _name_of(event),
+                "parameters": asdict(event),
+                "epsilon_spent": spent,
+            }
+        )
+        self._events.append(event)
+        return spent
+
+    def _compose(self, events: list[ReleaseEvent]) -> float:
+        """Returns the epsilon of releases about this ledger's units."""
+        for event in events:
+            _name_of(event)
+            if event.neighboring_relation != self.neighboring_relation:
+                raise InvalidParameterError(
+                    f"this ledger is about {self.neighboring_relation}, and the release about "
+                    f"{event.neighboring_relation}; keep it in another ledger."
+                )
+        return compose_epsilon(events, self.delta)
+
+    def _require_recorded_spending(self) -> None:
+        """Raises unless the last line states what its releases spend, within the budget."""
+        if not self._events:
+            return
+        recorded, spent = self._ledger.events[-1]["epsilon_spent"], self.epsilon_spent
+        if not (
+            isinstance(recorded, float)
+            and math.isclose(recorded, spent, rel_tol=_SAME)
+            and spent <= self.target_epsilon * (1.0 + _SAME)
+        ):
+            raise LedgerError(
+                f"{self._ledger.path}: it states epsilon {recorded!r} of {self.target_epsilon:g}, "
+                f"but its releases spend {spent:.4g}."
+            )
+
+
+def _name_of(event: ReleaseEvent) -> str:
+    """Returns the name that the ledger has for an event's kind."""
+    for name, kind in _KINDS.items():
+        if isinstance(event, kind):
+            return name
+    raise InvalidParameterError(
+        f"a release must be one of {', '.join(_KINDS)}, got {type(event).__name__}."
+    )
+
+
+def _read(event: dict[str, Any], ledger: Ledger) -> ReleaseEvent:
+    """Returns the release that a line describes, or raises."""
+    if set(event) != {"kind", "mechanism", "parameters", "epsilon_spent"} or (
+        event["kind"] != _RELEASE
+    ):
+        raise LedgerError(f"{ledger.path}: it holds a line that is no release: {event}.")
+    kind, parameters = _KINDS.get(event["mechanism"]), event["parameters"]
+    if kind is None or not isinstance(parameters, dict):
+        raise LedgerError(f"{ledger.path}: unknown mechanism {event['mechanism']!r}.")
+    if set(parameters) != set(kind.__dataclass_fields__):
+        raise LedgerError(
+            f"{ledger.path}: {event['mechanism']} must have exactly the parameters "
+            f"{', '.join(kind.__dataclass_fields__)}; got {', '.join(sorted(parameters))}."
+        )
+    try:
+        return kind(**parameters)
+    except InvalidParameterError as error:
+        raise LedgerError(f"{ledger.path}: {error}") from error
