@@ -10,19 +10,32 @@ if TYPE_CHECKING:
     from sordino.data.people import people
     from sordino.reports.audit import audit
     from sordino.reports.compare import compare
+    from sordino.reports.invert import invert
     from sordino.reports.report import report
     from sordino.training.demo import demo
     from sordino.training.distill import distill
     from sordino.training.tune import tune
     from sordino.training.verify import verify
 
-__all__ = ["audit", "compare", "demo", "distill", "people", "report", "risk", "tune", "verify"]
+__all__ = [
+    "audit",
+    "compare",
+    "demo",
+    "distill",
+    "invert",
+    "people",
+    "report",
+    "risk",
+    "tune",
+    "verify",
+]
 
 _HOMES = {
     "audit": "sordino.reports.audit",
     "compare": "sordino.reports.compare",
     "demo": "sordino.training.demo",
     "distill": "sordino.training.distill",
+    "invert": "sordino.reports.invert",
     "people": "sordino.data.people",
     "report": "sordino.reports.report",
     "risk": "sordino.accounting.inference_risk",
