@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import sordino.reports.audit_users as module
 from sordino.auditing.curves import auc
 from sordino.core.errors import InvalidDataError
 from sordino.data import Record
@@ -16,7 +17,7 @@ from sordino.reports.audit_users import (
     users_of,
 )
 
-TEXTS = 6
+TEXTS = 12
 REPETITIONS = 50
 
 
@@ -57,16 +58,17 @@ def test_the_interval_is_never_a_point() -> None:
     assert found.attacks[0].auc_lower < 0.9
 
 
-def test_the_interval_holds_the_truth() -> None:
-    """Users whose texts are alike: 95% intervals cover in at least 76% of 50 repetitions.
+def test_the_interval_holds_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users whose texts are alike: 95% intervals cover in at least 35 of 50 repetitions.
 
-    With a true coverage of 93%, fewer have a probability of 4e-5 (binomial; the seed is fixed). An
+    With a true coverage of 93%, fewer have a probability of 2e-7 (binomial; the seed is fixed). An
     interval that took the texts for independent covers far less, which the same numbers show.
     """
+    monkeypatch.setattr(module, "_NUM_RESAMPLES", 200)
     rng = np.random.default_rng(7)
     users = [f"{i}" for i in range(40) for _ in range(TEXTS)]
     covered = covered_by_texts = 0
-    truth = 0.6378  # P[N(0.5, 1) > N(0, 1)] of user means: Phi(0.5 / sqrt(2 (1 + 0.01 / 6)))
+    truth = 0.6381  # P[N(0.5, 1) > N(0, 1)] of user means: Phi(0.5 / sqrt(2 (1 + 0.01 / 12)))
     for _ in range(REPETITIONS):
         sides = [
             np.repeat(rng.normal(shift, 1.0, 40), TEXTS) + rng.normal(0, 0.1, 40 * TEXTS)
@@ -77,8 +79,8 @@ def test_the_interval_holds_the_truth() -> None:
         each = [f"{i}" for i in range(sides[0].size)]
         texts = measure(*sides, each, [f"other {u}" for u in each]).attacks[0]
         covered_by_texts += texts.auc_lower <= truth <= texts.auc_upper
-    assert covered >= 0.76 * REPETITIONS
-    assert covered_by_texts < 0.76 * REPETITIONS
+    assert covered >= 35
+    assert covered_by_texts < 35
 
 
 def test_too_few_users() -> None:
