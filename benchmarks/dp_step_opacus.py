@@ -18,6 +18,8 @@ ends with float32 sums, the others with gradients in the model's type. Times are
 in turn A B C A B C, each side on a model of its own; ratios are of the shortest, medians of paired
 ratios in brackets. Memory is what one step takes, in a process per side, above what the loaded
 model takes (Linux only), the sums or gradients included; in brackets the ratio of all memory.
+`--memory-of SIDE --mode full --case 16x64 --dtype float32 --with-optimizer` prints it in bytes for
+a second step of full-weight training with AdamW, whose state lies in memory then.
 `--check` compares the clipped sums in float32, and the norm of what one record adds in bfloat16.
 """
 
@@ -188,14 +190,23 @@ def resident_bytes(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in status if line.startswith(field))
 
 
-def memory_of(side: str, setting: Setting) -> None:
+def memory_of(side: str, setting: Setting, *, with_optimizer: bool) -> None:
     """Prints what this process takes for one step above what it takes now, its sums included."""
     import opacus  # noqa: F401  # on all sides, so that the library itself does not count
 
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the loading's peak
     before = resident_bytes("VmRSS")
-    MAKERS[side](setting)()
+    gradients = MAKERS[side](setting)()
+    if with_optimizer:
+        optimizer = torch.optim.AdamW(setting.tensors.values(), lr=0.0, foreach=False)
+        for name, tensor in setting.tensors.items():
+            tensor.grad = gradients[name]
+        optimizer.step()
+        # its state lies there already when later steps begin
+        step = MAKERS[side](setting)
+        del gradients
+        step()
     print(resident_bytes("VmHWM") - before, before)
 
 
@@ -264,12 +275,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--memory-of", choices=SIDES)
+    parser.add_argument("--with-optimizer", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory_of:
         num_records, length = map(int, arguments.case[0].split("x"))
         setting = Setting(arguments.mode[0], num_records, length, arguments.dtype)
-        memory_of(arguments.memory_of, setting)
+        memory_of(arguments.memory_of, setting, with_optimizer=arguments.with_optimizer)
         return
     if arguments.check:
         for mode in arguments.mode:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sordino.auditing.curves import auc_interval, log_log_points, operating_point
+from sordino.auditing.areas import auc_interval
+from sordino.auditing.curves import log_log_points, operating_point
 from sordino.auditing.exposure import exposure
 from sordino.reports.audit_page import PageSource
 from sordino.reports.audit_record import (

@@ -30,7 +30,7 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {
+HOMES = {  # the module of each public function
     "audit": "sordino.reports.audit",
     "compare": "sordino.reports.compare",
     "demo": "sordino.training.demo",
@@ -46,6 +46,6 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Loads a public function when it is first used, so that importing stays cheap."""
-    if name not in _HOMES:
+    if name not in HOMES:
         raise AttributeError(f"module 'sordino' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(HOMES[name]), name)

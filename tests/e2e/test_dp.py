@@ -21,6 +21,7 @@ from sordino.core.errors import (
     SordinoError,
 )
 from sordino.gradients.clipped import ClippedGradients
+from sordino.ledger.certificate import describe_certificate
 from sordino.ledger.ledger import Ledger
 from sordino.training import dp_plan, gradient_steps
 from sordino.training.batch_plan import PoissonPlan
@@ -137,6 +138,8 @@ def test_users_are_the_unit(
     assert dp["num_units"] == num_users
     assert dp["sampling_probability"] == pytest.approx(2 / num_users)
     assert certificate.pool.privacy_unit == "user"
+    words = describe_certificate(certificate)
+    assert f"from a pool of {num_users} units (user)." in words[-len(certificate.assumptions) - 1]
     assert "whether a user is in the pool" in certificate.pool.secret
     words = (files["output"] / "README.md").read_text()
     assert "for one user (all its records) added or removed" in words
@@ -303,7 +306,8 @@ def test_command_line(files: dict[str, Any], capsys: pytest.CaptureFixture[str])
     assert shell.code == 0, shell.err
     assert "for one record replaced by another, worst case" in shell.out
     assert "numbers were released in 2 steps from a pool of 24 records" in shell.out
-    assert "A guess whether it is in the pool is right with probability at most" in shell.out
+    assert "Secret 2, which of two records, one of which is in the pool, that is:" in shell.out
+    assert "A guess which of the two is in the pool is right with probability at most" in shell.out
 
 
 def test_adapter_that_learns_nothing_is_an_error(

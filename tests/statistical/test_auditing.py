@@ -16,7 +16,7 @@ import pytest
 from scipy.special import ndtr
 from scipy.stats import binom, norm
 
-from sordino.auditing import clopper_pearson, curves, one_run
+from sordino.auditing import areas, clopper_pearson, curves, one_run
 from sordino.auditing.exposure import exposure
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def test_auc_interval_covers() -> None:
     truth = float(ndtr(1.0 / math.sqrt(2.0)))
     missed = 0
     for _ in range(AUDITS):
-        found = curves.auc_interval(random.normal(1, 1, 60), random.normal(0, 1, 80), LEVEL)
+        found = areas.auc_interval(random.normal(1, 1, 60), random.normal(0, 1, 80), LEVEL)
         missed += not found.lower <= truth <= found.upper
     assert missed <= binom.isf(1e-6, AUDITS, 1.5 * LEVEL)
 

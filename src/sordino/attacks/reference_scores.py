@@ -228,7 +228,7 @@ def user_interval(
         member_samples: For each user in the pool, log p_tuned - log p_base of each fresh sample.
         nonmember_samples: The same for users outside of the pool.
         statistic: Of the members' and the non-members' user scores, such as
-            `sordino.auditing.curves.auc`.
+            `sordino.auditing.areas.auc`.
         seed: Public, at least 0.
         num_resamples: At least 100.
         significance: One minus confidence, in (0, 1).

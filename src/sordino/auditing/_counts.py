@@ -40,3 +40,13 @@ def require_scores(name: str, scores: ArrayLike) -> NDArray[np.float64]:
             "without a score out of both sides by a rule that does not look at membership."
         )
     return values
+
+
+def require_both(
+    member_scores: ArrayLike, nonmember_scores: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns both vectors of scores, checked."""
+    return (
+        require_scores("member_scores", member_scores),
+        require_scores("nonmember_scores", nonmember_scores),
+    )

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import expit, logit, ndtri
-from scipy.stats import rankdata
 
-from sordino.auditing._counts import require_scores, require_significance
+from sordino.auditing._counts import require_both, require_significance
 from sordino.auditing.clopper_pearson import binomial_lower, binomial_upper
 from sordino.core.checks import require_in_range, require_integer
 
@@ -23,14 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
-    "AucInterval",
     "LogLogPoints",
     "OperatingPoint",
     "RocCurve",
     "advantage",
     "advantage_lower_bound",
-    "auc",
-    "auc_interval",
     "log_log_points",
     "operating_point",
     "roc_curve",
@@ -45,16 +40,6 @@ class RocCurve:
     thresholds: NDArray[np.float64]  # falling; the first is infinite
     false_positive_rates: NDArray[np.float64]
     true_positive_rates: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class AucInterval:
-    """Area under the ROC curve with its confidence interval."""
-
-    auc: float
-    lower: float
-    upper: float
-    significance: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +101,7 @@ def roc_curve(member_scores: ArrayLike, nonmember_scores: ArrayLike) -> RocCurve
         >>> roc_curve([2.0, 1.0], [1.0, 0.0]).true_positive_rates.tolist()
         [0.0, 0.5, 1.0, 1.0]
     """
-    members, nonmembers = _require_both(member_scores, nonmember_scores)
+    members, nonmembers = require_both(member_scores, nonmember_scores)
     scores = np.union1d(members, nonmembers)[::-1]
     return RocCurve(
         thresholds=np.concatenate(([np.inf], scores)),
@@ -124,85 +109,6 @@ def roc_curve(member_scores: ArrayLike, nonmember_scores: ArrayLike) -> RocCurve
         / nonmembers.size,
         true_positive_rates=np.concatenate(([0], _num_at_least(members, scores))) / members.size,
     )
-
-
-def auc(member_scores: ArrayLike, nonmember_scores: ArrayLike) -> float:
-    """Returns the area under the ROC curve.
-
-    Guarantee:
-        The share of pairs in which the member scores higher, equal scores counted half.
-
-    Args:
-        member_scores: Scores of members, finite, shape (num_members,).
-        nonmember_scores: Scores of non-members, finite, shape (num_nonmembers,).
-
-    Returns:
-        A number in [0, 1]; 0.5 for a guess.
-
-    Raises:
-        InvalidDataError: If scores are missing, NaN, infinite or not numbers.
-
-    Source:
-        Mann and Whitney 1947, from mid-ranks.
-
-    Example:
-        >>> auc([2.0, 1.0], [1.0, 0.0])
-        0.875
-    """
-    members, nonmembers = _require_both(member_scores, nonmember_scores)
-    above, _ = _placements(members, nonmembers)
-    return float(above.mean())
-
-
-def auc_interval(
-    member_scores: ArrayLike, nonmember_scores: ArrayLike, significance: float = 0.05
-) -> AucInterval:
-    """Returns the area under the ROC curve with a two-sided confidence interval.
-
-    Guarantee:
-        Asymptotic: the interval misses the true area with probability near `significance` for
-        many independent scores. Where the estimated variance is zero, which says nothing, the
-        interval is exact instead: from disjoint pairs if all pairs agree, else Hoeffding's.
-
-    Args:
-        member_scores: Scores of members, finite, shape (num_members,).
-        nonmember_scores: Scores of non-members, finite, shape (num_nonmembers,).
-        significance: One minus the confidence; in (0, 1).
-
-    Returns:
-        The `AucInterval`, within [0, 1].
-
-    Raises:
-        InvalidDataError: If scores are missing, NaN, infinite or not numbers.
-        InvalidParameterError: If `significance` is out of range.
-
-    Source:
-        DeLong, DeLong and Clarke-Pearson 1988, on the logit scale; docs/proofs/threshold_audit.md.
-
-    Example:
-        >>> found = auc_interval([3.0, 4.0, 5.0, 6.0], [1.0, 2.0, 3.5, 0.0])
-        >>> f"{found.auc:.4f} {found.lower:.3f} {found.upper:.3f}"
-        '0.9375 0.438 0.997'
-    """
-    members, nonmembers = _require_both(member_scores, nonmember_scores)
-    level = require_significance(significance)
-    above, below = _placements(members, nonmembers)
-    area = float(above.mean())
-    pairs = min(members.size, nonmembers.size)
-    variance = _variance_of_mean(above) + _variance_of_mean(below)
-    if area in {0.0, 1.0}:
-        # disjoint pairs are independent trials that all came out alike
-        limit = binomial_lower(pairs, pairs, level / 2.0)
-        lower, upper = (limit, 1.0) if area == 1.0 else (0.0, 1.0 - limit)
-    elif pairs == 1 or not variance > 0.0:
-        width = math.sqrt(math.log(2.0 / level) / (2.0 * pairs))
-        lower, upper = area - width, area + width
-    else:
-        center = float(logit(area))
-        scale = math.sqrt(variance) / (area * (1.0 - area))
-        width = float(-ndtri(level / 2.0)) * scale
-        lower, upper = float(expit(center - width)), float(expit(center + width))
-    return AucInterval(area, max(lower, 0.0), min(upper, 1.0), level)
 
 
 def tpr_at_fpr(member_scores: ArrayLike, nonmember_scores: ArrayLike, fpr: float) -> float:
@@ -269,7 +175,7 @@ def operating_point(
         >>> point.threshold, point.fpr, point.true_positives
         (3.0, 0.25, 2)
     """
-    members, nonmembers = _require_both(member_scores, nonmember_scores)
+    members, nonmembers = require_both(member_scores, nonmember_scores)
     limit = require_in_range("fpr", fpr, 0.0, 1.0)
     level = require_significance(significance)
     return _point_at(np.sort(members), np.sort(nonmembers), limit, level)
@@ -332,7 +238,7 @@ def advantage_lower_bound(
         >>> f"{advantage_lower_bound(range(100, 200), range(100)):.3f}"
         '0.728'
     """
-    members, nonmembers = _require_both(member_scores, nonmember_scores)
+    members, nonmembers = require_both(member_scores, nonmember_scores)
     level = require_significance(significance)
     width = sum(
         math.sqrt(math.log(2.0 / level) / (2.0 * scores.size)) for scores in (members, nonmembers)
@@ -374,7 +280,7 @@ def log_log_points(
         >>> log_log_points([2.0, 3.0], [0.0, 1.0], num_points=2).false_positive_rates.tolist()
         [0.5, 1.0]
     """
-    members, nonmembers = _require_both(member_scores, nonmember_scores)
+    members, nonmembers = require_both(member_scores, nonmember_scores)
     level = require_significance(significance)
     count = require_integer("num_points", num_points, 2, 10_000)
     members, nonmembers = np.sort(members), np.sort(nonmembers)
@@ -426,31 +332,6 @@ def _point_at(
     )
 
 
-def _require_both(
-    member_scores: ArrayLike, nonmember_scores: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns both vectors of scores, checked."""
-    return (
-        require_scores("member_scores", member_scores),
-        require_scores("nonmember_scores", nonmember_scores),
-    )
-
-
 def _num_at_least(scores: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.intp]:
     """Returns how many scores are at least each threshold."""
     return scores.size - np.searchsorted(np.sort(scores), thresholds, side="left")
-
-
-def _placements(
-    members: NDArray[np.float64], nonmembers: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns each member's share of non-members below it, each non-member's of members above."""
-    ranks = rankdata(np.concatenate((members, nonmembers)))
-    of_members = (ranks[: members.size] - rankdata(members)) / nonmembers.size
-    of_nonmembers = 1.0 - (ranks[members.size :] - rankdata(nonmembers)) / members.size
-    return of_members, of_nonmembers
-
-
-def _variance_of_mean(values: NDArray[np.float64]) -> float:
-    """Returns the estimated variance of a mean; 0 for one value, which has no estimate."""
-    return float(np.var(values, ddof=1)) / values.size if values.size > 1 else 0.0

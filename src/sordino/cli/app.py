@@ -12,12 +12,14 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from sordino.accounting.inference_risk import Risk, risk
+import sordino
 from sordino.cli.commands import EXIT_CONTRADICTED, EXIT_FAILED, make_command
+from sordino.cli.lazy import make_lazy_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sordino.accounting.inference_risk import Risk
     from sordino.data.people import PeopleResult
     from sordino.reports.audit import AuditResult
     from sordino.reports.invert import InversionResult
@@ -27,13 +29,6 @@ if TYPE_CHECKING:
     from sordino.training.tune import TuneResult
     from sordino.training.verify import Verification
 
-app = typer.Typer(
-    name="sordino",
-    help="Tune language models on private text, and say exactly what leaves the building.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 _EXAMPLES = {"risk": "sordino risk --mutual-information 0.33"}  # no shell line in its docstring
 _FOR_WHOM = {True: "It may leave the building.", False: "It is for the data holder."}
 _out = Console(highlight=False, soft_wrap=True, markup=False)
@@ -173,36 +168,38 @@ def show_people(result: PeopleResult, as_json: bool) -> None:  # noqa: FBT001
         _out.print(f"{name}: {path}")
 
 
-def _register() -> None:
-    """Adds one command a public function."""
-    from sordino.data.people import people
-    from sordino.reports.audit import audit
-    from sordino.reports.compare import compare
-    from sordino.reports.invert import invert
-    from sordino.reports.report import report
-    from sordino.training.demo import demo
-    from sordino.training.distill import distill
-    from sordino.training.tune import tune
-    from sordino.training.verify import verify
-
-    commands: dict[Callable[..., Any], Callable[[Any, bool], None]] = {
-        tune: show_tune,
-        distill: show_tune,
-        verify: show_verify,
-        risk: show_risk,
-        demo: show_demo,
-        compare: show_compare,
-        audit: show_audit,
-        report: show_report,
-        invert: show_invert,
-        people: show_people,
-    }
-    for function, show in commands.items():
-        example = _EXAMPLES.get(function.__name__)
-        app.command(name=function.__name__)(make_command(function, show, example=example))
+_SHOW: dict[str, Callable[[Any, bool], None]] = {
+    "tune": show_tune,
+    "distill": show_tune,
+    "verify": show_verify,
+    "risk": show_risk,
+    "demo": show_demo,
+    "compare": show_compare,
+    "audit": show_audit,
+    "report": show_report,
+    "invert": show_invert,
+    "people": show_people,
+}
 
 
-_register()
+def make(name: str) -> Callable[..., None]:
+    """Returns the callback of a command, named like its public function."""
+    return make_command(getattr(sordino, name), _SHOW[name], example=_EXAMPLES.get(name))
+
+
+app = typer.Typer(
+    name="sordino",
+    cls=make_lazy_group({name: sordino.HOMES[name] for name in _SHOW}, make),
+    help="Tune language models on private text, and say exactly what leaves the building.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Tune language models on private text, and say exactly what leaves the building."""
 
 
 def main() -> None:

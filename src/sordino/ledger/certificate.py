@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 NO_GUARANTEE = "no formal guarantee"
-_POOL_SECRET = "whether a record is in the pool at all"  # noqa: S105
+_SECRETS = {
+    "ADD_OR_REMOVE_ONE": "whether a {} is in the pool at all",
+    "REPLACE_ONE": "which of two {}s, one of which is in the pool, that is",
+}
+_POOL_SECRET = _SECRETS["ADD_OR_REMOVE_ONE"].format("record")
 _VACUOUS_EPSILON = 20.0  # e**20 : 1; said to be vacuous in words, the number stays
 _ROUND_UP = 1.0 + 1e-12  # a product of floats, three roundings at most
 
@@ -148,7 +152,7 @@ def describe_certificate(certificate: Certificate) -> list[str]:
     what = "symbols" if certificate.guarantee == "pac" else "numbers"
     lines.append(
         f"{certificate.num_releases} {what} were released in {certificate.num_steps} steps "
-        f"from a pool of {certificate.num_records} records. {certificate.selection}"
+        f"from a pool of {_pool_size(certificate)}. {certificate.selection}"
     )
     lines.extend(f"Assumes: {assumption}" for assumption in certificate.assumptions)
     return lines
@@ -252,7 +256,7 @@ def _dp_pool_line(opening: dict[str, Any]) -> PoolLine:
     added = opening["num_steps"] * (1.0 + math.exp(report.epsilon_upper)) * distance
     unit = dp["privacy_unit"]
     return PoolLine(
-        secret=_POOL_SECRET if unit == "record" else f"whether a {unit} is in the pool at all",
+        secret=_SECRETS[event.neighboring_relation].format(unit),
         guarantee="approximate differential privacy, by privacy loss distributions",
         neighboring_relation=event.neighboring_relation,
         epsilon_upper=report.epsilon_upper,
@@ -336,6 +340,14 @@ def _canary_assumptions(opening: dict[str, Any]) -> tuple[str, ...]:
     return (line,)
 
 
+def _pool_size(certificate: Certificate) -> str:
+    """Returns how many records, or units of several records, the pool holds."""
+    unit = certificate.pool.privacy_unit
+    if unit is None or unit == "record":
+        return f"{certificate.num_records} records"
+    return f"{certificate.num_records} units ({unit})"
+
+
 def _subset_words(line: SubsetLine) -> str:
     """Returns the subset line's claim in words."""
     if line.mutual_information_nats_upper is None:
@@ -366,7 +378,10 @@ def _pool_words(line: PoolLine) -> str:
 
 def _dp_words(line: PoolLine) -> str:
     """Returns a claim of differential privacy in words."""
-    change = {"ADD_OR_REMOVE_ONE": "added or removed", "REPLACE_ONE": "replaced by another"}
+    change, guess = {
+        "ADD_OR_REMOVE_ONE": ("added or removed", "whether it is in the pool"),
+        "REPLACE_ONE": ("replaced by another", "which of the two is in the pool"),
+    }[str(line.neighboring_relation)]
     whose = "record" if line.privacy_unit == "record" else f"{line.privacy_unit} (all its records)"
     opinions = []
     if line.epsilon_renyi is not None:
@@ -377,9 +392,8 @@ def _dp_words(line: PoolLine) -> str:
     checked = f" ({'; '.join(opinions)})" if opinions else ""
     words = (
         f"epsilon at most {_shown(line.epsilon_upper, 4)} nats at delta {line.delta:.3g}{checked}, "
-        f"for one {whose} {change[str(line.neighboring_relation)]}, worst case. A guess whether it "
-        f"is in the pool is right with probability at most {_shown(line.success_upper, 4)} "
-        "(without the release: 0.5)"
+        f"for one {whose} {change}, worst case. A guess {guess} is right with probability at most "
+        f"{_shown(line.success_upper, 4)} (without the release: 0.5)"
     )
     is_vacuous = line.epsilon_upper is not None and line.epsilon_upper > _VACUOUS_EPSILON
     return words + (" (vacuous in practice)." if is_vacuous else ".")

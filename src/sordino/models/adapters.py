@@ -229,7 +229,7 @@ def save_full(
     if any(isinstance(module, PackedLinear) for module in model.modules()):
         raise InvalidParameterError(
             "model must hold plain weights, got packed linear layers, which transformers cannot "
-            "load. Load the base model without base_bits."
+            "load. Load the base model without base_bits, or make them plain with unpack_base."
         )
     with quiet():
         model.save_pretrained(folder)

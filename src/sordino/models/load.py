@@ -17,6 +17,7 @@ import torch
 
 from sordino.core.checks import require_one_of
 from sordino.core.errors import InvalidParameterError, ModelUnavailableError
+from sordino.models._compressed_tensors import is_compressed_tensors, read_compressed_tensors
 from sordino.models._gguf import read_gguf
 from sordino.models._hub import fetch_snapshot
 from sordino.models._quiet import quiet
@@ -50,7 +51,8 @@ class LoadedModel:
         tokenizer: Has a padding token; it may equal the end token, so mask by attention mask.
         source: What the user asked for.
         fingerprint: SHA-256 of the files read, see `compute_fingerprint`.
-        base_bits: Bits of a weight in packed linear layers; None where all weights are plain.
+        base_bits: Bits of a weight in packed linear layers, the most that one of them has; None
+            where all weights are plain.
     """
 
     model: PreTrainedModel
@@ -77,7 +79,8 @@ def load_model(
     """Returns the model named by `source`, frozen, in evaluation mode, without dropout.
 
     A GGUF file is dequantized into the plain model class of its architecture, so that it can be
-    saved as safetensors and loaded again.
+    saved as safetensors and loaded again. A folder in the `pack-quantized` format of
+    compressed-tensors keeps its codes: its layers become packed ones, which compute in `dtype`.
 
     Args:
         source: "embedded", a model folder, a .gguf file, or a hub id. A folder called "embedded"
@@ -85,11 +88,13 @@ def load_model(
         dtype: float32, bfloat16 or float16; the parameters' type.
         device: "cpu", "cuda", "cuda:<n>" or "mps".
         base_bits: 4 or 8 rounds the linear layers to packed codes, see `pack_base`; they compute in
-            `dtype`. None leaves them as they are. The fingerprint is that of the files either way.
+            `dtype`. None leaves them as they are, packed ones too. The fingerprint is that of the
+            files either way.
 
     Raises:
         InvalidParameterError: If dtype or device is not one this machine has, base_bits is another
-            number, or the model has no layer to pack.
+            number, the model has no layer to pack, or base_bits is given for a model whose layers
+            are packed already.
         ModelUnavailableError: If the source cannot be found, fetched or read completely.
         MissingExtraError: If the embedded model is asked for and not installed.
     """
@@ -99,17 +104,24 @@ def load_model(
     if base_bits is not None:
         require_base_bits(base_bits)
     path = _resolve_source(source)
+    stored_bits = None
     with torch.random.fork_rng(devices=[]), quiet():  # the caller's random stream is not consumed
         if path.is_file():
             model, tokenizer = read_gguf(path, dtype)
         else:
-            model, tokenizer = _read_folder(path, dtype)
+            model, tokenizer, stored_bits = _read_folder(path, dtype)
+        if base_bits is not None and stored_bits is not None:
+            raise InvalidParameterError(
+                f"base_bits must be left out for {source}: its linear layers are stored in "
+                f"{stored_bits} bits or fewer already, and rounding them twice would lose more."
+            )
         _require_matching_vocabulary(path, model, tokenizer)
         _freeze(model)
         if base_bits is not None:
             pack_base(model, bits=base_bits)
         model.to(device)
-    return LoadedModel(model, tokenizer, source, compute_fingerprint(path), base_bits)
+    bits = base_bits if stored_bits is None else stored_bits
+    return LoadedModel(model, tokenizer, source, compute_fingerprint(path), bits)
 
 
 def choose_compute_dtype(name: str, device: str) -> torch.dtype:
@@ -200,28 +212,41 @@ def _require_model_path(path: Path) -> Path:
     return path
 
 
-def _read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Returns model and tokenizer of a folder in Hugging Face format."""
-    from transformers import AutoModelForCausalLM
-
-    if _is_stored_quantized(folder):
+def _read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, int | None]:
+    """Returns model, tokenizer and the most bits of a packed layer (None: there are none)."""
+    settings = _quantization_config(folder)
+    if settings is not None and not is_compressed_tensors(settings):
         raise ModelUnavailableError(
-            f"Model {folder}: config.json says that its weights are stored quantized. Give the "
-            "unquantized model, or a .gguf file."
+            f"Model {folder}: config.json says that its weights are stored quantized, in the "
+            f"format {str(settings.get('quant_method'))[:80]!r}. Give the unquantized model, a "
+            ".gguf file, or a folder in compressed-tensors' pack-quantized format."
         )
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,  # never pickle
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        if settings is None:
+            model, bits = _read_plain(folder, dtype), None
+        else:
+            model, bits = read_compressed_tensors(folder, settings, dtype)
+    except ModelUnavailableError:
+        raise
     except Exception as error:  # noqa: BLE001 - readers of other projects raise anything
         raise unreadable(folder, error) from None
+    return model, _read_tokenizer(folder), bits
+
+
+def _read_plain(folder: Path, dtype: torch.dtype) -> Any:
+    """Returns the model of a folder whose weights are plain numbers."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,  # never pickle
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
     require_complete(folder, info)
-    return model, _read_tokenizer(folder)
+    return model
 
 
 def _read_tokenizer(folder: Path) -> Any:
@@ -240,13 +265,19 @@ def _read_tokenizer(folder: Path) -> Any:
     return with_padding_token(tokenizer)
 
 
-def _is_stored_quantized(folder: Path) -> bool:
-    """Returns whether config.json names a quantization method; unreadable JSON is told later."""
+def _quantization_config(folder: Path) -> dict[str, Any] | None:
+    """Returns how config.json says that weights are stored; None if plain.
+
+    Unreadable JSON is told later.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError:
-        return False
-    return isinstance(config, dict) and bool(config.get("quantization_config"))
+        return None
+    settings = config.get("quantization_config") if isinstance(config, dict) else None
+    if not settings:
+        return None
+    return settings if isinstance(settings, dict) else {"quant_method": settings}
 
 
 def _require_matching_vocabulary(path: Path, model: Any, tokenizer: Any) -> None:

@@ -1,35 +1,32 @@
-"""Linear layers of a frozen base model, held in 4 or 8 bits a weight and unpacked while in use.
+"""Linear layers of a frozen base model, held in 2, 4 or 8 bits a weight and unpacked while in use.
 
 A weight is an integer code and two numbers that it shares with its group along the input axis: a
 scale, and an offset where the grid is asymmetric. The weight in the compute type exists during a
-product only, and once more during the product of the backward pass.
+product only, and once more during the product of the backward pass. While a text is generated, one
+token at a time, 4-bit weights are multiplied without being unpacked where the processor can.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 from sordino.core.errors import InvalidParameterError
-from sordino.models.rounding import FLOATS, GROUP_SIZE, require_format, round_to_nearest
+from sordino.models._one_token import OneTokenWeight, is_one_token, make_one_token_weight
+from sordino.models._packed_codes import Layout, dequantize, pack, unpack
+from sordino.models.rounding import (
+    FLOATS,
+    GROUP_SIZE,
+    require_base_bits,
+    require_group_size,
+    require_packed_bits,
+    round_to_nearest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_CODES_AT_ONCE = 2**18  # float32 values of one part stay in the processor's cache
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Layout:
-    """How the codes of a layer lie in memory, and what they become."""
-
-    bits: int
-    group_size: int
-    in_features: int
-    compute_dtype: torch.dtype
 
 
 class PackedLinear(torch.nn.Module):
@@ -47,9 +44,9 @@ class PackedLinear(torch.nn.Module):
         scales: Shape (out_features, ceil(in_features / group_size)), float16, bfloat16 or float32.
         offsets: Shape and types as `scales`; None for a symmetric grid.
         bias: Shape (out_features,), or None.
-        bits: 4 (two codes a byte) or 8.
-        group_size: Even number of neighbouring inputs that share a scale; the last group is short
-            where it does not divide in_features.
+        bits: 2, 4 or 8; several codes share a byte.
+        group_size: Neighbouring inputs that share a scale, in_features for a whole row; the last
+            group is short where it does not divide in_features.
         compute_dtype: float16, bfloat16 or float32; inputs and outputs have it.
         fan_in_fan_out: Whether the layer packed here stored its weight as (in, out), as GPT-2's do.
 
@@ -70,7 +67,8 @@ class PackedLinear(torch.nn.Module):
         fan_in_fan_out: bool = False,
     ) -> None:
         super().__init__()
-        require_format(bits, group_size)
+        require_packed_bits(bits)
+        require_group_size(group_size)
         if compute_dtype not in FLOATS:
             raise InvalidParameterError(
                 f"compute_dtype must be float16, bfloat16 or float32, got {compute_dtype}."
@@ -84,7 +82,7 @@ class PackedLinear(torch.nn.Module):
         if bias is not None:
             _require_numbers("bias", bias, (self.out_features,))
             bias = bias.detach().to(compute_dtype).clone()
-        self._layout = _Layout(
+        self._layout = Layout(
             bits=bits,
             group_size=group_size,
             in_features=self.in_features,
@@ -92,10 +90,12 @@ class PackedLinear(torch.nn.Module):
         )
         self.fan_in_fan_out = fan_in_fan_out
         # PEFT takes the device of new adapters from a tensor of this name
-        self.register_buffer("qweight", _pack(codes.detach(), self._layout))
+        self.register_buffer("qweight", pack(codes.detach(), self._layout))
         self.register_buffer("scales", scales.detach().clone())
         self.register_buffer("offsets", None if offsets is None else offsets.detach().clone())
         self.register_buffer("bias", bias)  # a buffer: nothing here can be trained
+        self._one_token: OneTokenWeight | None = None  # made by the first product that wants it
+        self._is_one_token_tried = False
 
     @classmethod
     def from_linear(
@@ -159,21 +159,48 @@ class PackedLinear(torch.nn.Module):
 
     def codes(self) -> torch.Tensor:
         """Returns the codes, shape (out_features, in_features), uint8."""
-        if self.bits == 8:
-            return self.qweight[:, : self.in_features].clone()
-        return torch.cat([self.qweight & 15, self.qweight >> 4], dim=1)[:, : self.in_features]
+        return unpack(self.qweight, self._layout)
 
     def dequantize(self) -> torch.Tensor:
         """Returns the weight, shape (out_features, in_features), in the compute type."""
-        return _dequantize(self._layout, self.qweight, self.scales, self.offsets)
+        return dequantize(self._layout, self.qweight, self.scales, self.offsets)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns x W' + bias; keeps no unpacked weight for the backward pass."""
+        """Returns x W' + bias; keeps no unpacked weight for the backward pass.
+
+        Inputs of shape (few, 1, in_features) in bfloat16, as in generation, may take a product that
+        rounds scales and outputs, and not weights, to bfloat16. It keeps a second copy of the codes
+        from the first such input on.
+        """
         if torch.is_grad_enabled() and x.requires_grad:
             return _PackedProduct.apply(
                 x, self.qweight, self.scales, self.offsets, self.bias, self._layout
             )
+        if self.bits == 4 and is_one_token(x):
+            weight = self._one_token_weight()
+            if weight is not None:
+                return weight.product(x, self.bias)
         return F.linear(x, self.dequantize(), self.bias)
+
+    def _one_token_weight(self) -> OneTokenWeight | None:
+        """Returns the weight for single tokens, made once; None where there is none."""
+        if not self._is_one_token_tried:
+            self._is_one_token_tried = True
+            if self.offsets is None:
+                self._one_token = make_one_token_weight(self._layout, self.qweight, self.scales)
+        return self._one_token
+
+    def _forget_one_token_weight(self) -> None:
+        """Drops what was made from buffers that may have changed or moved."""
+        self._one_token, self._is_one_token_tried = None, False
+
+    def _apply(self, *args: Any, **settings: Any) -> Any:
+        self._forget_one_token_weight()
+        return super()._apply(*args, **settings)
+
+    def _load_from_state_dict(self, *args: Any, **settings: Any) -> None:
+        self._forget_one_token_weight()
+        super()._load_from_state_dict(*args, **settings)
 
     def extra_repr(self) -> str:
         """Returns what print(model) shows."""
@@ -199,7 +226,7 @@ def pack_base(
     Args:
         model: A model without adapters.
         bits: 4 or 8.
-        group_size: Even number of neighbouring inputs that share a scale.
+        group_size: Neighbouring inputs that share a scale.
         is_symmetric: Whether to do without offsets, which cost as much as scales.
         skip: Names of linear layers that stay, such as "o_proj", or full names.
 
@@ -207,7 +234,8 @@ def pack_base(
         InvalidParameterError: If an argument is out of range, a name in `skip` matches no linear
             layer, there is nothing to pack, or a weight is not finite.
     """
-    require_format(bits, group_size)
+    require_base_bits(bits)
+    require_group_size(group_size)
     if isinstance(skip, str):
         raise InvalidParameterError(f"skip must be a list of names, got the string {skip!r}.")
     found = {
@@ -247,41 +275,47 @@ def pack_base(
     return model
 
 
-def _pack(codes: torch.Tensor, layout: _Layout) -> torch.Tensor:
-    """Returns the bytes of a layer: of two codes in one, the higher is half a row further on."""
-    padded = F.pad(codes.to(torch.uint8), (0, -layout.in_features % layout.group_size))
-    if layout.bits == 8:
-        return padded.clone()
-    first, second = padded.chunk(2, dim=1)
-    return first | (second << 4)
+def unpack_base(model: torch.nn.Module) -> torch.nn.Module:
+    """Replaces packed layers by plain ones of the same weights, in place; returns the model.
+
+    Such a model can be saved, fully tuned, or take a merged adapter; its weights are in the type
+    that it computes in.
+
+    Raises:
+        InvalidParameterError: If the model has adapters.
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, PackedLinear)
+    }
+    if any(".lora_" in name for name, _ in model.named_modules()):
+        raise InvalidParameterError("model already has adapters: unpack the base model first.")
+    plain: dict[int, torch.nn.Module] = {}
+    for name, module in found.items():
+        if id(module) not in plain:
+            plain[id(module)] = _plain(module)
+        model.set_submodule(name, plain[id(module)])
+    return model
 
 
-def _dequantize(
-    layout: _Layout, qweight: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor | None
-) -> torch.Tensor:
-    """Returns the weight in the compute type, some rows at a time."""
-    rows, width = len(qweight), scales.shape[1] * layout.group_size
-    is_nibbles = layout.bits == 4
-    result = torch.empty(rows, width, dtype=layout.compute_dtype, device=qweight.device)
-    at_once = max(1, _CODES_AT_ONCE // width)
-    for start in range(0, rows, at_once):
-        part = slice(start, start + at_once)
-        packed = qweight[part]
-        values = torch.empty(len(packed), width, device=qweight.device)
-        if is_nibbles:
-            values[:, : width // 2] = packed & 15
-            values[:, width // 2 :] = packed >> 4
+def _plain(packed: PackedLinear) -> torch.nn.Module:
+    """Returns a frozen Linear or Conv1D layer with the weight of a packed one."""
+    from transformers.pytorch_utils import Conv1D
+
+    weight, bias = packed.dequantize(), packed.bias
+    layer: torch.nn.Module
+    with torch.device("meta"):  # the weights it would draw are never used
+        if packed.fan_in_fan_out:
+            layer = Conv1D(packed.out_features, packed.in_features)
+            weight = weight.t().contiguous()
+            bias = weight.new_zeros(packed.out_features) if bias is None else bias
         else:
-            values.copy_(packed)
-        groups = values.view(len(packed), -1, layout.group_size)
-        if offsets is None:
-            values.sub_(2.0 ** (layout.bits - 1))
-            groups.mul_(scales[part].float()[:, :, None])
-        else:
-            groups.mul_(scales[part].float()[:, :, None])
-            groups.add_(offsets[part].float()[:, :, None])
-        result[part] = values
-    return result if width == layout.in_features else result[:, : layout.in_features].contiguous()
+            layer = torch.nn.Linear(packed.in_features, packed.out_features, bias=False)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = torch.nn.Parameter(bias.clone(), requires_grad=False)
+    return layer.train(packed.training)
 
 
 class _PackedProduct(torch.autograd.Function):
@@ -296,9 +330,9 @@ class _PackedProduct(torch.autograd.Function):
         scales: torch.Tensor,
         offsets: torch.Tensor | None,
         bias: torch.Tensor | None,
-        layout: _Layout,
+        layout: Layout,
     ) -> torch.Tensor:
-        return F.linear(x, _dequantize(layout, qweight, scales, offsets), bias)
+        return F.linear(x, dequantize(layout, qweight, scales, offsets), bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:  # noqa: ARG004
@@ -308,12 +342,12 @@ class _PackedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weight = _dequantize(ctx.layout, *ctx.saved_tensors)
+        weight = dequantize(ctx.layout, *ctx.saved_tensors)
         return gradients[0] @ weight, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
-        return F.linear(tangents[0], _dequantize(ctx.layout, *ctx.saved_tensors))
+        return F.linear(tangents[0], dequantize(ctx.layout, *ctx.saved_tensors))
 
 
 def _kind(module: torch.nn.Module) -> str | None:

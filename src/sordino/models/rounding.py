@@ -11,22 +11,27 @@ from sordino.core.errors import InvalidParameterError
 GROUP_SIZE = 32
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _BITS = (4, 8)
+_PACKED_BITS = (2, 4, 8)
 _FLOAT32_ROUNDING = 2.0**-20  # more than that of a difference of two numbers and a quotient
 
 
 def require_base_bits(bits: int) -> int:
-    """Returns `bits` if weights can be packed in so many bits, else raises."""
+    """Returns `bits` if weights can be rounded to so many bits while loading, else raises."""
     if bits not in _BITS:
         raise InvalidParameterError(f"bits of packed weights must be 4 or 8, got {bits!r}.")
     return bits
 
 
-def require_format(bits: int, group_size: int) -> None:
-    """Raises unless codes of this kind can be packed."""
-    require_base_bits(bits)
-    require_integer("group_size", group_size, 2)
-    if group_size % 2:
-        raise InvalidParameterError(f"group_size must be even, got {group_size}.")
+def require_packed_bits(bits: int) -> int:
+    """Returns `bits` if codes of so many bits can be packed, else raises."""
+    if bits not in _PACKED_BITS:
+        raise InvalidParameterError(f"bits of packed codes must be 2, 4 or 8, got {bits!r}.")
+    return bits
+
+
+def require_group_size(group_size: int) -> int:
+    """Returns `group_size` if it is a whole number from 1 on, else raises."""
+    return require_integer("group_size", group_size, 1)
 
 
 def round_to_nearest(
@@ -46,14 +51,15 @@ def round_to_nearest(
     Args:
         weight: Shape (out_features, in_features).
         bits: 4 or 8.
-        group_size: Even number of neighbouring inputs that share a scale.
+        group_size: Neighbouring inputs that share a scale.
         is_symmetric: Whether there are no offsets.
         scale_dtype: float16, bfloat16 or float32.
 
     Raises:
         InvalidParameterError: If a weight is not finite, or too large for the scale's type.
     """
-    require_format(bits, group_size)
+    require_base_bits(bits)
+    require_group_size(group_size)
     if scale_dtype not in FLOATS:
         raise InvalidParameterError(
             f"scale_dtype must be float16, bfloat16 or float32, got {scale_dtype}."

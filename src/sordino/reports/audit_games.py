@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sordino.accounting.inference_risk import posterior_from_mutual_information
-from sordino.auditing.curves import auc_interval, log_log_points, operating_point
+from sordino.auditing.areas import auc_interval
+from sordino.auditing.curves import log_log_points, operating_point
 from sordino.auditing.subset_game import (
     mutual_information_lower_bound,
     order_candidates,

@@ -38,7 +38,7 @@ from sordino.ledger.ledger import canonical_json
 from sordino.mechanisms.binary_channel import BinaryChannelMechanism
 from sordino.mechanisms.open_mean import OpenMeanMechanism
 from sordino.mechanisms.unanimity import UnanimityMechanism
-from sordino.models import LoadedModel, add_lora, load_model, trainable_tensors
+from sordino.models import LoadedModel, PackedLinear, add_lora, load_model, trainable_tensors
 from sordino.training.probes import labelled_probes
 
 if TYPE_CHECKING:
@@ -259,7 +259,16 @@ def _adapted_layers(loaded: LoadedModel, first: int) -> list[int] | None:
 
 
 def prepare_full(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Returns every parameter of a model by stable name, tied ones once."""
+    """Returns every parameter of a model by stable name, tied ones once.
+
+    Raises:
+        InvalidParameterError: If some weights are packed, which cannot be trained.
+    """
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise InvalidParameterError(
+            "adapter full trains every weight, and those of this model are stored in few bits. "
+            "Train an adapter (lora), or give the unquantized model."
+        )
     model.requires_grad_(requires_grad=True)
     tensors = trainable_tensors(model)
     model.requires_grad_(requires_grad=False)

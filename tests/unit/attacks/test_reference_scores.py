@@ -20,7 +20,7 @@ from sordino.attacks.reference_scores import (
     user_interval,
     user_score,
 )
-from sordino.auditing.curves import auc
+from sordino.auditing.areas import auc
 from sordino.core.errors import InvalidDataError, InvalidParameterError, PrecisionError
 
 

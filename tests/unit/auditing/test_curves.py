@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, mannwhitneyu
 
-from sordino.auditing import curves
+from sordino.auditing import areas, curves
 from sordino.auditing.clopper_pearson import binomial_lower, binomial_upper
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 
 TIED = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12)
 FUNCTIONS = [
     curves.roc_curve,
-    curves.auc,
-    curves.auc_interval,
+    areas.auc,
+    areas.auc_interval,
     lambda a, b: curves.tpr_at_fpr(a, b, 0.1),
     curves.advantage,
     curves.advantage_lower_bound,
@@ -44,7 +44,7 @@ def test_against_definitions(members: list[float], nonmembers: list[float], limi
     assert curve.thresholds.tolist() == thresholds
     assert [*zip(curve.true_positive_rates, curve.false_positive_rates, strict=True)] == every
     pairs = [(a > b) + 0.5 * (a == b) for a in members for b in nonmembers]
-    assert curves.auc(members, nonmembers) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert areas.auc(members, nonmembers) == pytest.approx(np.mean(pairs), abs=1e-12)
     assert curves.advantage(members, nonmembers) == pytest.approx(max(t - f for t, f in every))
     best = max(t for t, f in every if f <= limit)
     assert curves.tpr_at_fpr(members, nonmembers, limit) == best
@@ -59,7 +59,7 @@ def test_area_under_the_curve_is_the_auc() -> None:
     members, nonmembers = random.integers(0, 9, 50), random.integers(-2, 7, 70)
     curve = curves.roc_curve(members, nonmembers)
     area = np.trapezoid(curve.true_positive_rates, curve.false_positive_rates)
-    found = curves.auc(members, nonmembers)
+    found = areas.auc(members, nonmembers)
     assert found == pytest.approx(area)
     assert found == pytest.approx(mannwhitneyu(members, nonmembers).statistic / (50 * 70))
 
@@ -73,7 +73,7 @@ def test_delong_variance() -> None:
     area = kernel.mean()
     width = 1.959963984540054 * math.sqrt(variance) / (area * (1 - area))
     center = math.log(area / (1 - area))
-    found = curves.auc_interval(members, nonmembers)
+    found = areas.auc_interval(members, nonmembers)
     assert found.auc == pytest.approx(area)
     assert found.lower == pytest.approx(1 / (1 + math.exp(width - center)))
     assert found.upper == pytest.approx(1 / (1 + math.exp(-width - center)))
@@ -81,15 +81,15 @@ def test_delong_variance() -> None:
 
 def test_no_variance_is_no_certainty() -> None:
     """Perfect separation and all scores equal leave the intervals wide."""
-    perfect = curves.auc_interval(range(10, 20), range(10))
+    perfect = areas.auc_interval(range(10, 20), range(10))
     assert (perfect.auc, perfect.upper) == (1.0, 1.0)
     assert perfect.lower == pytest.approx(0.025**0.1)
-    reversed_ = curves.auc_interval(range(10), range(10, 20))
+    reversed_ = areas.auc_interval(range(10), range(10, 20))
     assert (reversed_.lower, reversed_.upper) == (0.0, pytest.approx(1.0 - 0.025**0.1))
-    equal = curves.auc_interval([1.0] * 50, [1.0] * 50)
+    equal = areas.auc_interval([1.0] * 50, [1.0] * 50)
     width = math.sqrt(math.log(40.0) / 100.0)
     assert (equal.lower, equal.upper) == (pytest.approx(0.5 - width), pytest.approx(0.5 + width))
-    single = curves.auc_interval([1.0], [0.0, 2.0])
+    single = areas.auc_interval([1.0], [0.0, 2.0])
     assert (single.lower, single.upper) == (0.0, 1.0)
 
 
@@ -155,6 +155,6 @@ def test_bad_limits_are_refused(bad: object) -> None:
     with pytest.raises(InvalidParameterError, match="fpr"):
         curves.tpr_at_fpr([1.0], [0.0], bad)
     with pytest.raises(InvalidParameterError, match="significance"):
-        curves.auc_interval([1.0], [0.0], bad)
+        areas.auc_interval([1.0], [0.0], bad)
     with pytest.raises(InvalidParameterError, match="num_points"):
         curves.log_log_points([1.0], [0.0], bad)

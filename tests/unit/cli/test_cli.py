@@ -6,9 +6,12 @@ import inspect
 import json
 import os
 import signal
+import subprocess
+import sys
 import warnings
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 import typer
 from safetensors import SafetensorError
@@ -17,15 +20,16 @@ from typer.testing import CliRunner
 import sordino
 from helpers_runs import run_cli, sentiment_rows, write_jsonl
 from sordino.accounting.inference_risk import risk
-from sordino.cli.app import _show_warning, app, show_tune
+from sordino.cli.app import _show_warning, app, make, show_tune
 from sordino.cli.commands import failing_in_one_line, make_command
+from sordino.cli.lazy import load_command, read_summary
 from sordino.core.errors import InvalidParameterError
 from sordino.training.numerics import PerturbationWarning
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = {name: load_command(make, name) for name in sordino.__all__}
 SHELL_ONLY = {"json", "help"}
 
 
@@ -38,7 +42,28 @@ def _read_help(name: str) -> str:
 
 def test_one_command_per_public_function() -> None:
     """The shell has the public functions and nothing else."""
-    assert sorted(COMMANDS) == sorted(sordino.__all__)
+    group = typer.main.get_command(app)
+    assert sorted(group.list_commands(click.Context(group))) == sorted(sordino.__all__)
+
+
+def test_list_of_commands_is_read_from_the_source() -> None:
+    """Its summaries are those of the docstrings, and nothing heavy is imported for it."""
+    for name, module in sordino.HOMES.items():
+        text = inspect.getdoc(getattr(sordino, name)) or ""
+        assert read_summary(module, name) == text.split("\n\n", 1)[0]
+    with pytest.raises(AttributeError, match="has no function 'nothing'"):
+        read_summary("sordino.training.tune", "nothing")
+    code = (
+        "import sys; sys.argv = ['sordino', '--help']\n"
+        "from sordino.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert not {'torch', 'dp_accounting', 'scipy'} & set(sys.modules)"
+    )
+    listed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert all(f" {name} " in listed for name in sordino.__all__)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

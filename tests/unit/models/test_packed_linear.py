@@ -32,6 +32,8 @@ from sordino.gradients.prefix import FrozenPrefix
 from sordino.gradients.projected import FirstOrderEstimator
 from sordino.models import (
     PackedLinear,
+    _one_token,
+    _packed_codes,
     add_lora,
     load_model,
     pack_base,
@@ -40,6 +42,7 @@ from sordino.models import (
     save_adapter,
     save_full,
     trainable_tensors,
+    unpack_base,
 )
 
 if TYPE_CHECKING:
@@ -95,10 +98,20 @@ def unpack(model: torch.nn.Module, packed: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("has_offsets", [False, True])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(
     ("shape", "group_size"),
-    [((7, 64), 32), ((7, 96), 32), ((1, 50), 32), ((5, 3), 128), ((3, 6), 2)],
+    [
+        ((7, 64), 32),
+        ((7, 96), 32),
+        ((1, 50), 32),
+        ((5, 3), 128),
+        ((3, 6), 2),
+        ((4, 15), 15),  # a whole row of odd length: its last byte is half empty
+        ((4, 15), 5),
+        ((2, 7), 1),
+        ((1, 1), 1),
+    ],
 )
 @pytest.mark.parametrize("scale_dtype", [torch.float16, torch.float32])
 def test_unpacks_what_numpy_computes(
@@ -136,7 +149,7 @@ def test_many_rows_are_unpacked_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     layer = PackedLinear.from_codes(codes, scales)
     whole = layer.dequantize()
     for size in (1, 64, 64 * 4, 64 * 10):
-        monkeypatch.setattr(packed_linear, "_CODES_AT_ONCE", size)
+        monkeypatch.setattr(_packed_codes, "_CODES_AT_ONCE", size)
         assert torch.equal(layer.dequantize(), whole)
 
 
@@ -252,7 +265,7 @@ def test_no_unpacked_weight_outlives_its_product(monkeypatch: pytest.MonkeyPatch
     """Between forward and backward there are codes only; the backward pass drops its weight too."""
     packed = PackedLinear.from_linear(make_linear(64, 96))
     made: list[weakref.ref[torch.Tensor]] = []
-    unpack_once = packed_linear._dequantize
+    unpack_once = packed_linear.dequantize
 
     def watched(*args: Any) -> torch.Tensor:
         assert not any(old() is not None for old in made)
@@ -260,7 +273,7 @@ def test_no_unpacked_weight_outlives_its_product(monkeypatch: pytest.MonkeyPatch
         made.append(weakref.ref(weight))
         return weight
 
-    monkeypatch.setattr(packed_linear, "_dequantize", watched)
+    monkeypatch.setattr(packed_linear, "dequantize", watched)
     x = torch.randn(5, 64, requires_grad=True)
     saved: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(
@@ -534,8 +547,8 @@ def test_bits_are_checked_before_anything_is_loaded() -> None:
         ({"bits": 5}, "must be 4 or 8, got 5"),
         ({"bits": True}, "must be 4 or 8, got True"),
         ({"bits": math.nan}, "must be 4 or 8, got nan"),
-        ({"group_size": 0}, "group_size must be a whole number at least 2"),
-        ({"group_size": 33}, "group_size must be even, got 33"),
+        ({"bits": 2}, "must be 4 or 8, got 2"),
+        ({"group_size": 0}, "group_size must be a whole number at least 1"),
         ({"group_size": 32.0}, "group_size must be a whole number"),
         ({"skip": ["q_prj"]}, "skip must name linear layers of the model, got 'q_prj'"),
         ({"skip": "lm_head"}, "skip must be a list of names"),
@@ -567,7 +580,8 @@ def test_wrong_settings(changes: dict[str, Any], message: str) -> None:
         ({"offsets": torch.full((4, 2), math.nan)}, "offsets must be finite"),
         ({"bias": torch.ones(5)}, "bias must have shape \\(4,\\), got \\(5,\\)"),
         ({"compute_dtype": torch.float64}, "compute_dtype must be"),
-        ({"bits": 2}, "4 or 8, got 2"),
+        ({"bits": 3}, "2, 4 or 8, got 3"),
+        ({"group_size": 0}, "group_size must be a whole number at least 1"),
     ],
 )
 def test_what_a_quantizer_gives_is_checked(changes: dict[str, Any], message: str) -> None:
@@ -607,3 +621,115 @@ def test_only_plain_layers_before_adapters() -> None:
     packed = PackedLinear.from_linear(Conv1D(6, 8))
     assert (packed.out_features, packed.in_features, packed.fan_in_fan_out) == (6, 8, True)
     assert "bits=4, group_size=32" in repr(packed)
+
+
+# -- single tokens -------------------------------------------------------------------------------
+
+needs_operator = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in _one_token._FAST_PROCESSORS,
+    reason="this processor unpacks weights for single tokens too",
+)
+
+
+def one_token_layer(
+    shape: tuple[int, int] = (48, 192), group_size: int = 32, **settings: Any
+) -> PackedLinear:
+    codes, scales, _ = random_codes(shape, 4, group_size)
+    scales = scales.abs() / 8
+    return PackedLinear(
+        codes, scales, group_size=group_size, compute_dtype=torch.bfloat16, **settings
+    )
+
+
+@needs_operator
+@pytest.mark.parametrize(
+    ("shape", "group_size"),
+    [((48, 192), 32), ((16, 64), 64), ((32, 192), 192), ((16, 256), 128), ((16, 512), 512)],
+)
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_single_tokens_agree_within_rounding(
+    shape: tuple[int, int], group_size: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Off by a rounding of each scale and of the result, where unpacking rounds each weight."""
+    layer = one_token_layer(shape, group_size, bias=torch.ones(shape[0]))
+    x = torch.randn(rows, 1, shape[1], generator=torch.Generator().manual_seed(1)).bfloat16()
+    unpacked = layer(x.expand(rows, 2, shape[1]))[:, :1]  # two tokens: not for the operator
+    weight = layer.dequantize().double()
+    with monkeypatch.context() as patch:
+        patch.setattr(packed_linear, "dequantize", None)  # nothing is unpacked
+        found = layer(x)
+    assert found.shape == (rows, 1, shape[0])
+    assert found.dtype == torch.bfloat16
+    exact = x.double() @ weight.t() + 1.0
+    size = x.double().abs() @ weight.abs().t()
+    for result in (found, unpacked):
+        allowed = 2.0**-8 * size + 2.0**-7 * exact.abs()
+        assert bool(((result.double() - exact).abs() <= allowed).all())
+    assert not torch.equal(found[0], found[0] * 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "x"),
+    [
+        ({}, torch.ones(17, 1, 192).bfloat16()),  # many rows
+        ({}, torch.ones(1, 2, 192).bfloat16()),  # two tokens
+        ({}, torch.ones(1, 192).bfloat16()),
+        ({"shape": (47, 192)}, torch.ones(1, 1, 192).bfloat16()),
+        ({"group_size": 16}, torch.ones(1, 1, 192).bfloat16()),
+        ({"group_size": 128}, torch.ones(1, 1, 192).bfloat16()),  # the last group is short
+        ({"offsets": torch.ones(48, 6)}, torch.ones(1, 1, 192).bfloat16()),
+    ],
+)
+def test_all_else_is_unpacked(changes: dict[str, Any], x: torch.Tensor) -> None:
+    """Bit for bit the product with the unpacked weight."""
+    layer = one_token_layer(**changes)
+    assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.dequantize()))
+    assert layer._one_token is None
+
+
+@needs_operator
+def test_derivatives_of_single_tokens() -> None:
+    """Whatever needs a derivative or a transform takes the unpacked weight."""
+    layer = one_token_layer()
+    plain = plain_twin(layer)
+    x, tangent = torch.randn(2, 4, 1, 192, generator=torch.Generator().manual_seed(2)).bfloat16()
+    leaf = x.clone().requires_grad_()
+    layer(leaf).float().square().sum().backward()
+    twin = x.clone().requires_grad_()
+    plain(twin).float().square().sum().backward()
+    assert torch.equal(leaf.grad, twin.grad)
+    with torch.no_grad(), forward_ad.dual_level():
+        found = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent))).tangent
+    assert torch.equal(found, plain(tangent))
+    with torch.no_grad():
+        assert torch.equal(torch.func.vmap(layer)(x[:, None]), torch.func.vmap(plain)(x[:, None]))
+        assert torch.equal(torch.func.jvp(layer, (x,), (tangent,))[1], plain(tangent))
+    assert layer._one_token is None
+
+
+@needs_operator
+def test_changed_buffers_are_seen() -> None:
+    """Loading other codes, or moving the layer, drops what was made from the old ones."""
+    layer = one_token_layer()
+    x = torch.ones(1, 1, 192).bfloat16()
+    before = layer(x)
+    assert layer._one_token is not None
+    state = layer.state_dict()
+    assert not any("one_token" in name for name in state)
+    layer.load_state_dict(state | {"scales": state["scales"] * 2})
+    assert torch.allclose(layer(x), before * 2)
+    layer.to("cpu")
+    assert layer._one_token is None
+
+
+@needs_operator
+def test_generation_takes_the_operator() -> None:
+    """After the first token of a text; the tokens are those of the unpacked weights here."""
+    model = make_model("llama", hidden_size=64, intermediate_size=96).bfloat16()
+    packed = pack_base(model, is_symmetric=True)
+    choices = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": END}
+    made = packed.generate(IDS, **choices)
+    layers = [m for m in packed.modules() if isinstance(m, PackedLinear)]
+    assert all(layer._one_token is not None for layer in layers)
+    plain = unpack_base(packed)
+    assert torch.equal(made, plain.generate(IDS, **choices))
