@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sordino.reports.audit import audit
     from sordino.reports.audit_protocol import audit_protocol
     from sordino.reports.compare import compare
+    from sordino.reports.invert import invert
     from sordino.reports.report import report
     from sordino.training.demo import demo
     from sordino.training.distill import distill
@@ -23,6 +24,7 @@ __all__ = [
     "compare",
     "demo",
     "distill",
+    "invert",
     "people",
     "report",
     "risk",
@@ -36,6 +38,7 @@ HOMES = {  # the module of each public function
     "compare": "sordino.reports.compare",
     "demo": "sordino.training.demo",
     "distill": "sordino.training.distill",
+    "invert": "sordino.reports.invert",
     "people": "sordino.data.people",
     "report": "sordino.reports.report",
     "risk": "sordino.accounting.inference_risk",

@@ -43,14 +43,31 @@ def gradient_norm(
         InvalidParameterError: If no named parameter reaches the loss.
         PrecisionError: If the gradient is NaN or infinite.
     """
-    with _only_trainable(language_model, parameters):
-        gradients = _gradients(_nll(language_model, text), parameters)
+    gradients = text_gradients(language_model, parameters, text)
     squares = math.fsum(
         float(part.cpu().double().square().sum())
         for gradient in gradients.values()
         for part in gradient.reshape(-1).split(_SECTION)
     )
     return -_require_finite("norm of the gradient", math.sqrt(squares))
+
+
+def text_gradients(
+    language_model: LanguageModel, parameters: Mapping[str, torch.nn.Parameter], text: ScoredText
+) -> dict[str, torch.Tensor]:
+    """Returns the gradient of the text's NLL by name; parameters that do not reach it are left out.
+
+    Args:
+        language_model: The model, without a frozen prefix.
+        parameters: Parameters of the model, by any names.
+        text: One text.
+
+    Raises:
+        InvalidParameterError: If no named parameter reaches the loss.
+        PrecisionError: If the loss is NaN or infinite.
+    """
+    with _only_trainable(language_model, parameters):
+        return _gradients(_nll(language_model, text), parameters)
 
 
 def single_step_ratio(

@@ -25,6 +25,7 @@ _SHOW: dict[str, Callable[[Any, bool], None]] = {
     "compare": show.show_compare,
     "audit": show.show_audit,
     "audit_protocol": show.show_audit_protocol,
+    "invert": show.show_invert,
     "report": show.show_report,
     "people": show.show_people,
 }

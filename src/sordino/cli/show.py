@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sordino.data.people import PeopleResult
     from sordino.reports.audit import AuditResult
     from sordino.reports.audit_protocol import ProtocolAudit
+    from sordino.reports.invert import InversionResult
     from sordino.reports.report import ReportResult
     from sordino.reports.study import ComparisonResult
     from sordino.training.demo import DemoResult
@@ -121,6 +122,33 @@ def show_audit_protocol(result: ProtocolAudit, as_json: bool) -> None:  # noqa: 
         _out.print(verdict, style="bold red" if result.is_contradicted else None)
     if result.is_contradicted:
         raise typer.Exit(EXIT_CONTRADICTED)
+
+
+def show_invert(result: InversionResult, as_json: bool) -> None:  # noqa: FBT001
+    """Prints what each way of sending gives away, and that it is a control."""
+    if as_json:
+        typer.echo(json.dumps(result.as_dict(), indent=2))
+        return
+    headers = ("tokens found", "precision", "recall", "nearest: recall", "a guess", "another batch")
+    table = Table(
+        Column("what is sent", overflow="fold"),
+        *(Column(header, justify="right", overflow="fold") for header in (*headers, "whole texts")),
+    )
+    for row in result.rows:
+        other = row.nearest_of_another
+        table.add_row(
+            row.sent,
+            f"{row.num_right} of {row.num_tokens}",
+            "none found" if row.precision is None else f"{row.precision:.3f}",
+            f"{row.recall:.3f}",
+            f"{row.nearest_recall:.3f}",
+            f"{row.nearest_by_chance / row.num_tokens:.4f}",
+            "" if other is None else f"{other / row.num_tokens:.3f}",
+            f"{row.num_whole_texts} of {row.num_texts}",
+        )
+    _out.print(table)
+    for line in result.conclusions():
+        _out.print(line)
 
 
 def show_report(result: ReportResult, as_json: bool) -> None:  # noqa: FBT001

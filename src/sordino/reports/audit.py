@@ -14,6 +14,7 @@ from typing_extensions import Doc
 
 from sordino.attacks.canaries import read_canaries
 from sordino.attacks.extra_scores import EXTRA_SCORES
+from sordino.attacks.reference_models import REFERENCE_SCORES, ReferenceModels
 from sordino.attacks.scores import SCORES
 from sordino.attacks.subject import open_subject
 from sordino.core.checks import require_in_range, require_integer
@@ -85,8 +86,20 @@ def audit(
         list[str] | None,
         Doc(
             f"One of {', '.join(SCORES)} (default: all, in one pass), or, with passes of their "
-            f"own, {', '.join(EXTRA_SCORES)}; may be repeated. The first one named decides."
+            f"own, {', '.join(EXTRA_SCORES)}, and with --reference-models "
+            f"{', '.join(REFERENCE_SCORES)}; may be repeated. The first one named decides."
         ),
+    ] = None,
+    reference_models: Annotated[
+        list[str] | None,
+        Doc(
+            "Model that was tuned on neither file and no canary, from the same base: adds the "
+            f"attacks {' (two or more models) and '.join(REFERENCE_SCORES)}; may be repeated."
+        ),
+    ] = None,
+    unit: Annotated[
+        str | None,
+        Doc("Column that names whose record it is: attacks on users too, by all of their texts."),
     ] = None,
     secrets: Annotated[
         Path | None,
@@ -145,7 +158,7 @@ def audit(
     planned = None
     if canaries and folder.canaries.exists():
         planned = read_canaries(folder.canaries)
-    sides = _read_sides(members, nonmembers)
+    sides = _read_sides(members, nonmembers, unit)
     strings = None if secrets is None else read_secrets(secrets)
     if members is None and planned is None and strings is None and not num_findings:
         raise InvalidParameterError(
@@ -162,6 +175,7 @@ def audit(
         canaries=() if planned is None else planned.records,
         style="" if planned is None else planned.style,
         task=_find_task(subject, sides[0], template, verbalizer),
+        unit=unit,
     )
     num_canaries = len(material.canaries)
     rules = choose_rules(
@@ -171,6 +185,10 @@ def audit(
         delta=_delta(delta, certificate),
         significance=significance,
         seed=seed,
+        references=ReferenceModels(
+            sources=tuple(reference_models or ()), dtype=compute_dtype, device=place
+        ),
+        has_population=bool(sides[1]),
     )
     output = Path(output) if output is not None else AuditFolder(Path(run)).path
     output.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
@@ -248,6 +266,7 @@ def audit(
         settings={
             "attacks": list(rules.names),
             "deciding attack": rules.deciding,
+            **({"reference models": rules.references.names} if rules.references else {}),
             "significance": significance,
             "texts written": num_samples if strings is not None else 0,
             "seed": seed,
@@ -255,7 +274,12 @@ def audit(
         },
         notes=(
             *_keep_earlier(output, subject),
-            *_notes(subject, measured, has_control=how is not None),
+            *_notes(
+                subject,
+                measured,
+                has_control=how is not None,
+                num_references=len(rules.references.sources) if rules.references else 0,
+            ),
             *written.notes,
         ),
     )
@@ -263,16 +287,25 @@ def audit(
     return AuditResult(output, record)
 
 
-def _read_sides(members: Path | None, nonmembers: Path | None) -> tuple[list[Record], list[Record]]:
+def _read_sides(
+    members: Path | None, nonmembers: Path | None, unit: str | None
+) -> tuple[list[Record], list[Record]]:
     """Returns the records of both sides, of one kind; texts alone are prompts."""
     if members is None and nonmembers is None:
+        if unit is not None:
+            raise InvalidParameterError(
+                "--unit is for attacks on records: give --members and --nonmembers."
+            )
         return [], []
     if members is None or nonmembers is None:
         raise InvalidParameterError(
             "--members and --nonmembers belong together: one side alone tells nothing."
         )
     kind = find_kind(members)
-    return read_records(members, kind=kind), read_records(nonmembers, kind=kind)
+    return (
+        read_records(members, kind=kind, unit_column=unit),
+        read_records(nonmembers, kind=kind, unit_column=unit),
+    )
 
 
 def _find_task(
@@ -329,7 +362,9 @@ def _delta(asked: float | None, certificate: Certificate | None) -> float:
     return certificate.pool.delta
 
 
-def _notes(subject: Subject, measured: Measured, *, has_control: bool) -> tuple[str, ...]:
+def _notes(
+    subject: Subject, measured: Measured, *, has_control: bool, num_references: int
+) -> tuple[str, ...]:
     """Returns what must be read with the numbers."""
     notes = [
         (
@@ -348,6 +383,11 @@ def _notes(subject: Subject, measured: Measured, *, has_control: bool) -> tuple[
                 f"{measured.membership.num_removed} records were left out: they come twice, or on "
                 "both sides."
             )
+    if num_references:
+        notes.append(
+            f"lira and rmia compare with {num_references} reference model(s). Were these tuned on "
+            "any of the records or canaries, their numbers are wrong."
+        )
     if measured.canaries is not None:
         notes.append(
             "The bound on epsilon rests on canaries, which entered the pool by secret fair coins, "

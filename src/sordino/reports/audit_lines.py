@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         CanaryResult,
         PiiRow,
         SubsetResult,
+        UserMembership,
     )
 
 _LABELS = {
@@ -48,6 +49,8 @@ def describe_audit(audit: Audit) -> list[str]:
         lines.extend(
             f"  positive control: {describe_attack(attack)}" for attack in found.control[:1]
         )
+        if found.users is not None:
+            lines.extend(_user_lines(found.users))
     lines.extend(_pii_words(row) for row in audit.pii)
     if audit.findings:
         lines.append("What tuning taught, in nats a token more than the base:")
@@ -70,6 +73,18 @@ def describe_attack(attack: AttackResult) -> str:
         f"{attack.name}: AUC {attack.auc:.3f} ({down(attack.auc_lower)} to "
         f"{up(attack.auc_upper)}), {rates}"
     )
+
+
+def _user_lines(found: UserMembership) -> list[str]:
+    """Returns the attacks on users."""
+    return [
+        (
+            f"Membership of {found.num_members} users ({found.unit}) against "
+            f"{found.num_nonmembers} others, by the mean over a user's texts, strongest first:"
+        ),
+        *(f"  {describe_attack(attack)}" for attack in found.attacks[:_MOST_ATTACKS]),
+        *(f"  positive control: {describe_attack(attack)}" for attack in found.control[:1]),
+    ]
 
 
 def _subset_words(found: SubsetResult) -> str:

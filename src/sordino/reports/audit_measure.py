@@ -9,6 +9,7 @@ import numpy as np
 
 from sordino.attacks.canaries import canary_guess_bound, exposure
 from sordino.attacks.extra_scores import EXTRA_SCORES, make_extras
+from sordino.attacks.reference_models import REFERENCE_SCORES
 from sordino.attacks.score_store import score_texts
 from sordino.attacks.scores import SCORES
 from sordino.attacks.texts import encode_texts
@@ -18,6 +19,8 @@ from sordino.data import normalize_text
 from sordino.reports.audit_control import ControlPlan, random_half
 from sordino.reports.audit_games import attack_result, attack_results, play_subset_game
 from sordino.reports.audit_record import CanaryResult, Membership, SubsetResult
+from sordino.reports.audit_references import add_reference_scores, score_references
+from sordino.reports.audit_users import half_of_users, measure_users, require_users, users_of
 from sordino.training.progress import progress
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sordino.attacks.extra_scores import Extra
+    from sordino.attacks.reference_models import ReferenceModels
     from sordino.attacks.subject import Subject
     from sordino.data import Record
     from sordino.reports.audit_subset import SubsetGame
@@ -46,6 +51,9 @@ class Material:
         canaries: Every planned canary, in the pool or not.
         style: How the canaries were made.
         task: How records become tokens: the ledger's "task"; None goes by their columns.
+        unit: Column that says whose record it is; None: nobody is named.
+        member_population: Members that stand in for non-members as RMIA's population (what the
+            control was not tuned on); None: the non-members do.
     """
 
     members: Sequence[Record]
@@ -53,6 +61,8 @@ class Material:
     canaries: Sequence[Record]
     style: str
     task: Mapping[str, Any] | None
+    unit: str | None = None
+    member_population: NDArray[np.bool_] | None = None
 
     def only_once(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
         """Returns which members and non-members are compared, and how many are left out.
@@ -84,6 +94,7 @@ class Rules:
         num_guesses: Canaries guessed.
         delta: Of the bound on epsilon.
         significance: One minus the confidence of each statement.
+        references: Models that some of the scores compare with; None: no score does.
     """
 
     names: Sequence[str]
@@ -92,6 +103,7 @@ class Rules:
     num_guesses: int
     delta: float
     significance: float
+    references: ReferenceModels | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +118,10 @@ class Measured:
         """Returns this with what the same attacks found on the positive control beside it."""
         membership, canaries, subset = self.membership, self.canaries, self.subset
         if membership is not None and control.membership is not None:
-            membership = replace(membership, control=control.membership.attacks)
+            users, control_users = membership.users, control.membership.users
+            if users is not None and control_users is not None:
+                users = replace(users, control=control_users.attacks)
+            membership = replace(membership, control=control.membership.attacks, users=users)
         if canaries is not None and control.canaries is not None:
             found = control.canaries.epsilon_lower
             canaries = replace(canaries, control_epsilon_lower=found)
@@ -127,7 +142,7 @@ class Scores:
 
 def require_known(attacks: Sequence[str] | None) -> None:
     """Raises unless every wanted score exists."""
-    known = [*SCORES, *EXTRA_SCORES]
+    known = [*SCORES, *EXTRA_SCORES, *REFERENCE_SCORES]
     for name in attacks or ():
         if name not in known:
             raise InvalidParameterError(f"attacks must be among {', '.join(known)}; got {name!r}.")
@@ -141,26 +156,31 @@ def choose_rules(
     delta: float,
     significance: float,
     seed: int,
+    references: ReferenceModels,
+    has_population: bool,
 ) -> Rules:
     """Returns the rules; without a wish all scores that can be computed are reported.
 
     Raises:
-        InvalidParameterError: If a wanted score needs a base that there is not.
+        InvalidParameterError: If a wanted score needs a base, or reference models, that there are
+            not.
     """
+    compared = references.choose(attacks, has_population=has_population)
     usual = [name for name, score in SCORES.items() if subject.has_base or not score.needs_base]
     for name in attacks or ():
-        if name not in {*usual, *EXTRA_SCORES}:
+        if name not in {*usual, *EXTRA_SCORES, *compared}:
             raise InvalidParameterError(
                 f"attack {name} compares with the base model: name it with --model BASE."
             )
     strongest = "reference-difference" if subject.has_base else "loss"
     return Rules(
-        names=list(dict.fromkeys(attacks)) if attacks else usual,
+        names=list(dict.fromkeys(attacks)) if attacks else [*usual, *compared],
         deciding=attacks[0] if attacks else strongest,
         seed=seed,
         num_guesses=num_guesses,
         delta=delta,
         significance=significance,
+        references=references if compared else None,
     )
 
 
@@ -174,26 +194,42 @@ def score_material(
     tokens_per_batch: int,
 ) -> Scores:
     """Returns all scores of all records; what an interrupted audit scored is not scored again."""
-    extras = make_extras(subject, rules.names, rules.seed)
 
-    def score(side: str, records: Sequence[Record]) -> ByName:
+    def score(
+        model: Subject, extras: dict[str, Extra], mark: str, side: str, records: Sequence[Record]
+    ) -> ByName:
         if not records:
             return {}
         texts = encode_texts(records, subject.tokenizer, subject.context_length, task=material.task)
-        with progress(f"{title}: {side}", len(texts)) as advance:
+        with progress(f"{title}: {side}{mark}", len(texts)) as advance:
             return score_texts(
-                subject,
+                model,
                 texts,
-                folder / f"scores-{side}.PRIVATE.jsonl",
+                folder / f"scores-{side}{mark}.PRIVATE.jsonl",
                 extras=extras,
                 tokens_per_batch=tokens_per_batch,
                 advance=advance,
             )
 
-    return Scores(
-        members=score("members", material.members),
-        nonmembers=score("nonmembers", material.nonmembers),
-        canaries=score("canaries", material.canaries),
+    def score_sides(model: Subject, mark: str, extras: dict[str, Extra]) -> Scores:
+        return Scores(
+            members=score(model, extras, mark, "members", material.members),
+            nonmembers=score(model, extras, mark, "nonmembers", material.nonmembers),
+            canaries=score(model, extras, mark, "canaries", material.canaries),
+        )
+
+    out = []
+    if rules.references is not None:  # first, so that one that does not fit is told early
+        out = score_references(rules.references, subject, lambda m, k: score_sides(m, k, {}))
+    own = score_sides(subject, "", make_extras(subject, rules.names, rules.seed))
+    if not out:
+        return own
+    return add_reference_scores(
+        own,
+        out,
+        rules.names,
+        member_population=material.member_population,
+        nonmember_population=material.only_once()[1],
     )
 
 
@@ -226,6 +262,17 @@ def measure(
             )
         ]
         membership = _membership(sides[0], sides[1], num_removed, rules)
+        if material.unit is not None:
+            users = measure_users(
+                sides[0],
+                sides[1],
+                users_of(material.members, kept_members),
+                users_of(material.nonmembers, kept_nonmembers),
+                unit=material.unit,
+                significance=rules.significance,
+                seed=rules.seed,
+            )
+            membership = replace(membership, users=require_users(users, material.unit))
     if game is not None:
         pool = [side[rules.deciding] for side in (scores.members, scores.canaries) if side]
         is_filled = np.concatenate([np.ones(len(material.members), dtype=np.bool_), is_included])
@@ -254,6 +301,9 @@ def plan_control(
     else:
         chosen = np.random.default_rng([seed, 2]).permutation(count)[:_MOST_CONTROL_RECORDS]
         is_trained = random_half(len(chosen), seed)
+        if material.unit is not None:
+            users = users_of(material.members, np.ones(count, dtype=np.bool_))
+            is_trained = half_of_users([users[i] for i in chosen], seed)
     return ControlPlan(
         records=[material.members[i] for i in chosen],
         is_trained=is_trained,
@@ -275,7 +325,9 @@ def measure_control(
     tokens_per_batch: int,
 ) -> Measured:
     """Returns what the same attacks, by the same rules, find on the positive control."""
-    trained = replace(material, members=plan.records, nonmembers=())
+    trained = replace(
+        material, members=plan.records, nonmembers=(), member_population=~plan.is_trained
+    )
     scores = score_material(
         subject, trained, rules, folder, title="control", tokens_per_batch=tokens_per_batch
     )
@@ -287,6 +339,17 @@ def measure_control(
             for side in (plan.is_trained, ~plan.is_trained)
         )
         membership = _membership(inside, outside, 0, rules)
+        if material.unit is not None:
+            users = measure_users(
+                inside,
+                outside,
+                users_of(plan.records, plan.is_trained),
+                users_of(plan.records, ~plan.is_trained),
+                unit=material.unit,
+                significance=rules.significance,
+                seed=rules.seed,
+            )
+            membership = replace(membership, users=users)
     if game is not None and plan.candidate is not None:
         count = len(plan.records)
         is_filled = np.arange(game.membership.shape[0]) < count

@@ -49,6 +49,29 @@ class AttackResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class UserMembership:
+    """The membership attacks on users, whose score is the mean over their texts.
+
+    Args:
+        unit: The column that says whose text it is.
+        num_members: Users among the members.
+        num_nonmembers: Users among the others.
+        num_removed: Users on both sides, who count as members.
+        significance: Of the intervals.
+        attacks: What each score tells.
+        control: The same on the positive control.
+    """
+
+    unit: str
+    num_members: int
+    num_nonmembers: int
+    num_removed: int
+    significance: float
+    attacks: tuple[AttackResult, ...]
+    control: tuple[AttackResult, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Membership:
     """The membership attacks on records, and the same attacks on the positive control."""
 
@@ -58,6 +81,7 @@ class Membership:
     significance: float
     attacks: tuple[AttackResult, ...]
     control: tuple[AttackResult, ...] = ()
+    users: UserMembership | None = None  # where the files say whose records they are
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,9 +253,9 @@ def _from_json(stored: Mapping[str, Any]) -> Audit:
     for name, kind in (("verdicts", GameVerdict), ("pii", PiiRow), ("findings", Finding)):
         values[name] = tuple(kind(**entry) for entry in values[name])
     if values["membership"] is not None:
-        membership = dict(values["membership"])
-        for name in ("attacks", "control"):
-            membership[name] = tuple(map(_attack, membership[name]))
+        membership = _with_attacks(values["membership"])
+        if membership.get("users") is not None:
+            membership["users"] = UserMembership(**_with_attacks(membership["users"]))
         values["membership"] = Membership(**membership)
     if values["canaries"] is not None:
         canaries = dict(values["canaries"])
@@ -241,6 +265,11 @@ def _from_json(stored: Mapping[str, Any]) -> Audit:
     if values["subset"] is not None:
         values["subset"] = SubsetResult(**values["subset"])
     return Audit(**values)
+
+
+def _with_attacks(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a membership result, its attacks as what they were made from."""
+    return dict(stored) | {n: tuple(map(_attack, stored[n])) for n in ("attacks", "control")}
 
 
 def _attack(stored: Mapping[str, Any]) -> AttackResult:

@@ -134,6 +134,15 @@ def _membership(found: Membership) -> Section:
         curves.append(_curve("control", f"{caught.name} {_CONTROL}", caught))
     section.figures = _roc("records", "ROC curves of the best attacks on records", curves)
     section.tables = [_attack_table("Attacks on records", found.attacks, found.control)]
+    users = found.users
+    if users is not None:
+        section.paragraphs.append(
+            f"The same attacks on users ({users.unit}): the score is the mean over a user's texts, "
+            "and the interval of its AUC holds what resampling users gives. "
+            f"{users.num_members:,} users are members and {users.num_nonmembers:,} are not; "
+            f"{users.num_removed:,} with texts on both sides count as members."
+        )
+        section.tables.append(_attack_table("Attacks on users", users.attacks, users.control))
     return section
 
 
