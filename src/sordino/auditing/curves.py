@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sordino.auditing._counts import require_both, require_significance
+from sordino.auditing.areas import auc  # callers outside the project know it from here
 from sordino.auditing.clopper_pearson import binomial_lower, binomial_upper
 from sordino.core.checks import require_in_range, require_integer
 
@@ -26,6 +27,7 @@ __all__ = [
     "RocCurve",
     "advantage",
     "advantage_lower_bound",
+    "auc",
     "log_log_points",
     "operating_point",
     "roc_curve",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sordino.auditing import curves
 from sordino.auditing.areas import auc, auc_difference
 from sordino.core.errors import InvalidDataError
 
@@ -49,3 +50,7 @@ def test_same_scores_are_no_certainty() -> None:
 def test_other_records_are_refused() -> None:
     with pytest.raises(InvalidDataError, match=r"same records only, got .*\(2, 1\) and \(1, 1\)"):
         auc_difference(([1.0, 2.0], [0.0]), ([1.0], [0.0]))
+
+
+def test_area_is_found_where_callers_outside_know_it() -> None:
+    assert curves.auc is auc
