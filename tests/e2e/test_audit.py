@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 from dataclasses import replace
@@ -14,6 +15,7 @@ import sordino
 import sordino.reports.audit as module
 from helpers_runs import SMALL, completion_rows, run_cli, sentiment_rows, write_jsonl
 from sordino.attacks.score_store import score_texts
+from sordino.attacks.texts import ScoredText
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.ledger.certificate import compute_certificate
 from sordino.reports.audit_record import read_audit
@@ -407,8 +409,7 @@ def test_infinite_score_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     import sordino.attacks.score_store as store
 
     monkeypatch.setattr(store, "_score", lambda *_: [{"loss": float("nan")}])
-    monkeypatch.setattr(store, "_digest", lambda *_: "x")
-    text: Any = type("Text", (), {"input_ids": [1, 2]})()
+    monkeypatch.setattr(store, "_begin_digest", lambda *_: hashlib.sha256())
     subject: Any = None
     with pytest.raises(InvalidDataError, match="text 1 is nan"):
-        score_texts(subject, [text], tmp_path / "scores.jsonl")
+        score_texts(subject, [ScoredText([1, 2], 1, "a")], tmp_path / "scores.jsonl")

@@ -41,6 +41,7 @@ class ControlPlan:
 
     Args:
         records: Records, those not trained included.
+        places: Their places among the members, rising, shape (num_records,).
         is_trained: Which of them it learns, shape (num_records,).
         candidate: The candidate subset that they are; None if they are a random half.
         canaries: Canaries, those not trained included.
@@ -49,6 +50,7 @@ class ControlPlan:
     """
 
     records: Sequence[Record]
+    places: NDArray[np.intp]
     is_trained: NDArray[np.bool_]
     candidate: int | None
     canaries: Sequence[Record]
