@@ -36,14 +36,23 @@ class RecordFile:
         path: As in `read_records`, like the others.
         kind: Of the records; None finds it by the first row, and a prompt alone is one too.
         min_records: Fewest records allowed.
+        unit_column: Column that names whose record it is.
 
     Raises:
         InvalidDataError: If the file, a row or a value cannot be used; says where.
     """
 
-    def __init__(self, path: str | Path, *, kind: str | None = None, min_records: int = 2) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        kind: str | None = None,
+        min_records: int = 2,
+        unit_column: str | None = None,
+    ) -> None:
         self.path = path
         self.kind = kind or find_kind(path)
+        self._unit_column = unit_column
         self._length = sum(1 for _ in self._read(min_records))
 
     def __len__(self) -> int:
@@ -61,7 +70,10 @@ class RecordFile:
             )
 
     def _read(self, min_records: int) -> Iterator[Record]:
-        return iterate_records(self.path, kind=self.kind, min_records=min_records)
+        """Returns one pass over the file."""
+        return iterate_records(
+            self.path, kind=self.kind, min_records=min_records, unit_column=self._unit_column
+        )
 
 
 def labels_of(records: Iterable[Record]) -> set[str]:

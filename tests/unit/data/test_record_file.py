@@ -47,6 +47,9 @@ def test_a_file_is_gone_through_again(tmp_path: Path) -> None:
 def test_prompts_alone_are_found(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
     assert [record.prompt for record in RecordFile(path)] == ["a", "b"]
+    rows = [{"prompt": "a", "user": 3}, {"prompt": "b", "user": 4}]
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
+    assert [record.unit for record in RecordFile(path, unit_column="user")] == ["3", "4"]
     with pytest.raises(InvalidDataError, match="line 1: the columns text and label are required"):
         RecordFile(path, kind="classification")
 
