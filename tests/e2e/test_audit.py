@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,8 @@ import sordino
 import sordino.reports.audit as module
 from helpers_runs import SMALL, completion_rows, run_cli, sentiment_rows, write_jsonl
 from sordino.attacks.score_store import score_texts
-from sordino.core.errors import InvalidDataError, InvalidParameterError
+from sordino.attacks.texts import ScoredText
+from sordino.core.errors import InvalidDataError, InvalidParameterError, LedgerError
 from sordino.ledger.certificate import compute_certificate
 from sordino.reports.audit_record import read_audit
 
@@ -402,13 +406,31 @@ def test_bad_settings(
         sordino.audit(str(tiny_model), control=False, output=tmp_path / "a", **(given | changes))
 
 
+def test_two_audits_of_one_folder(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    """The second one stops before it writes; when the first has ended, nothing is in the way."""
+    settings: dict[str, Any] = {"control": False, "output": tmp_path / "audit", **sides(data)}
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom sordino.reports.audit import _held\n"
+        "with _held(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "audit")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(LedgerError, match=r"another audit is at work in .*--output"):
+            sordino.audit(str(tiny_model), **settings)
+        assert [path.name for path in (tmp_path / "audit").iterdir()] == ["lock"]
+        process.kill()  # a crash leaves the file, and no lock
+    assert sordino.audit(str(tiny_model), **settings).record.exists()
+    assert not (tmp_path / "audit" / "lock").exists()
+
+
 def test_infinite_score_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A score that is not a number stops the audit and names the record's place."""
     import sordino.attacks.score_store as store
 
     monkeypatch.setattr(store, "_score", lambda *_: [{"loss": float("nan")}])
-    monkeypatch.setattr(store, "_digest", lambda *_: "x")
-    text: Any = type("Text", (), {"input_ids": [1, 2]})()
+    monkeypatch.setattr(store, "_begin_digest", lambda *_: hashlib.sha256())
     subject: Any = None
     with pytest.raises(InvalidDataError, match="text 1 is nan"):
-        score_texts(subject, [text], tmp_path / "scores.jsonl")
+        score_texts(subject, [ScoredText([1, 2], 1, "a")], tmp_path / "scores.jsonl")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sordino.core.checks import require_integer, require_one_of
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.data._tokens import start_tokens, tokenize
+from sordino.data.record_file import labels_of
 from sordino.data.tasks import (
     DEFAULT_TEMPLATE,
     ClassificationTask,
@@ -17,11 +19,14 @@ from sordino.data.tasks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
     from sordino.data.pool import Record
+    from sordino.data.record_file import Records
+
+    Encode = Callable[[Sequence[Record]], "list[ScoredText]"]
 
 _SCORED_AS = {  # a run's task: the kind of record that it learns from
     "classification": "classification",
@@ -29,6 +34,7 @@ _SCORED_AS = {  # a run's task: the kind of record that it learns from
     "token-f1": "completion",
     "distillation": "prompt",
 }
+_RECORDS_AT_ONCE = 512  # tokenized in one call
 _LABEL_PAIRS = ({"0", "1"}, {"negative", "positive"})
 
 
@@ -69,14 +75,11 @@ class ScoredText:
         return self.input_ids[self.first_scored :]
 
 
-def encode_texts(
-    records: Sequence[Record],
-    tokenizer: PreTrainedTokenizerBase,
-    context_length: int,
-    *,
-    task: Mapping[str, Any] | None,
-) -> list[ScoredText]:
-    """Returns the records as texts to score, in their order, with the tokens that tuning saw.
+class EncodedTexts:
+    """Records as texts to score, in their order, with the tokens that tuning saw.
+
+    They are made when they are gone through, a few hundred at a time, every time anew: none is
+    held.
 
     A classification scores the word of its label among the words of all labels; a completion scores
     its first reference and the end token; a prompt alone scores every token but its very first.
@@ -90,24 +93,78 @@ def encode_texts(
         tokenizer: The model's.
         context_length: Longest input in tokens.
         task: What a run's ledger says under "task"; None goes by the columns of the first record,
-            with the default template and words.
+            with the default template and words for the labels of all.
 
     Raises:
         InvalidDataError: If a record has nothing to score or is of another kind; names its line.
+            Raised when the record is reached.
         InvalidParameterError: If the task is unknown, or labels need words.
     """
-    require_integer("context_length", context_length, 2)
-    if not records:
-        return []
+
+    def __init__(
+        self,
+        records: Records,
+        tokenizer: PreTrainedTokenizerBase,
+        context_length: int,
+        *,
+        task: Mapping[str, Any] | None,
+    ) -> None:
+        require_integer("context_length", context_length, 2)
+        self._records = records
+        self._encode = _choose_encoder(records, tokenizer, context_length, task)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[ScoredText]:
+        for some in in_windows(self._records, _RECORDS_AT_ONCE):
+            yield from self._encode(some)
+
+
+def encode_texts(
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    context_length: int,
+    *,
+    task: Mapping[str, Any] | None,
+) -> list[ScoredText]:
+    """Returns `EncodedTexts` of the same arguments, all at once."""
+    return list(EncodedTexts(records, tokenizer, context_length, task=task))
+
+
+def in_windows(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yields the items in lists of `size`, the last one with what is left.
+
+    Example:
+        >>> list(in_windows(range(5), 2))
+        [[0, 1], [2, 3], [4]]
+    """
+    rest = iter(items)
+    while window := list(islice(rest, size)):
+        yield window
+
+
+def _choose_encoder(
+    records: Records,
+    tokenizer: PreTrainedTokenizerBase,
+    context_length: int,
+    task: Mapping[str, Any] | None,
+) -> Encode:
+    """Returns what makes texts of some of the records; what concerns all is found out here."""
     if task is None:
-        kind = _kind_of(records[0])
+        kind = next(map(_kind_of, records), "prompt")
     else:
         kind = _SCORED_AS[require_one_of("task", str(task.get("kind")), tuple(_SCORED_AS))]
-    if kind == "classification":
-        return _encode_classification(records, tokenizer, context_length, task)
     if kind == "completion":
-        return _encode_completions(records, tokenizer, context_length)
-    return _encode_prompts(records, tokenizer, context_length)
+        return lambda some: _encode_completions(some, tokenizer, context_length)
+    if kind == "prompt":
+        return lambda some: _encode_prompts(some, tokenizer, context_length)
+    if task is None:
+        settings = ClassificationTask(_default_words(labels_of(records)), DEFAULT_TEMPLATE)
+    else:
+        settings = ClassificationTask(task["verbalizers"], task["template"])
+    word_ids = tuple(settings.label_token_ids(tokenizer))
+    return lambda some: _encode_classification(some, tokenizer, context_length, settings, word_ids)
 
 
 def _kind_of(record: Record) -> str:
@@ -121,15 +178,10 @@ def _encode_classification(
     records: Sequence[Record],
     tokenizer: PreTrainedTokenizerBase,
     context_length: int,
-    task: Mapping[str, Any] | None,
+    settings: ClassificationTask,
+    word_ids: tuple[int, ...],
 ) -> list[ScoredText]:
     """Returns prompts in their template, each with the first token of its label's word."""
-    if task is None:
-        words = _default_words({r.label for r in records if r.label is not None})
-        settings = ClassificationTask(words, DEFAULT_TEMPLATE)
-    else:
-        settings = ClassificationTask(task["verbalizers"], task["template"])
-    word_ids = tuple(settings.label_token_ids(tokenizer))
     examples = settings.encode(records, tokenizer, context_length - 1, truncate=True)
     texts = []
     for record, example in zip(records, examples, strict=True):

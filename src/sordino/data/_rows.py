@@ -1,12 +1,14 @@
 """Rows of a record file, with their line numbers, whatever the format.
 
+Rows come one by one: of a text file one line is held at a time, of Parquet and of a folder of
+`datasets` a batch of rows. (What pyarrow keeps of a row group while reading it is its own matter.)
 No message here contains a value of a row: a file, a line and column names only.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
 import json
 import os
 import re
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _LOOKS_LIKE_A_NAME = re.compile(r"[^\W\d][\w-]{0,39}")
 _MOST_NAMES = 20
+_BYTES_AT_ONCE = 2**20
+_ROWS_AT_ONCE = 1_000
 _USED = ("text", "label", "prompt", "completion")
 
 
@@ -69,12 +73,12 @@ def open_table(path: str | Path, *, unit_column: str | None = None) -> Table:
         )
     if suffix == ".parquet":
         return Table(name, "row", _parquet_rows(name, path, used))
-    text = _read_text(name, path)
+    _require_utf8(name, path)
     if suffix == ".csv":
-        return Table(name, "line", _delimited_rows(name, text, delimiter=",", quoted=True))
+        return Table(name, "line", _delimited_rows(name, path, delimiter=",", quoted=True))
     if suffix == ".tsv":
-        return Table(name, "line", _delimited_rows(name, text, delimiter="\t", quoted=False))
-    return Table(name, "line", _json_rows(name, text))
+        return Table(name, "line", _delimited_rows(name, path, delimiter="\t", quoted=False))
+    return Table(name, "line", _json_rows(name, path))
 
 
 def describe_columns(names: Iterable[Any]) -> str:
@@ -93,25 +97,45 @@ def looks_like_a_name(text: str) -> bool:
     return bool(re.fullmatch(r"[\w-]{1,40}", text))
 
 
-def _read_text(name: str, path: Path) -> str:
-    """Returns a file as text, without byte-order mark."""
+def _require_utf8(name: str, path: Path) -> None:
+    """Raises unless a file can be read and is UTF-8 from its first byte to its last."""
+    line, position, left = 1, 0, b""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            while content := left + file.read(_BYTES_AT_ONCE):
+                is_last = len(content) == len(left)
+                _, used = codecs.utf_8_decode(content, "strict", is_last)
+                line += content.count(b"\n", 0, used)
+                position += used
+                left = content[used:]
     except OSError as error:
         raise InvalidDataError(f"{name}: cannot be read ({error.strerror}).") from None
-    try:
-        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line += content.count(b"\n", 0, error.start)
         raise InvalidDataError(
-            f"{name}, line {line}: not UTF-8 (byte {error.start} of the file). Save the file as "
-            "UTF-8."
+            f"{name}, line {line}: not UTF-8 (byte {position + error.start} of the file). Save the "
+            "file as UTF-8."
         ) from None
 
 
-def _json_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _lines(name: str, path: Path, *, newline: str) -> Iterator[str]:
+    """Yields the lines of a text file, without byte-order mark, with their ends.
+
+    Args:
+        name: The path as given.
+        path: The file.
+        newline: What ends a line; an empty string: line feed, carriage return or both.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline=newline) as stream:
+            yield from stream
+    except (OSError, UnicodeDecodeError):
+        raise InvalidDataError(f"{name}: was changed or removed while it was read.") from None
+
+
+def _json_rows(name: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yields the objects of a JSON Lines file; blank lines are skipped."""
-    for line, content in enumerate(text.split("\n"), start=1):
+    for line, content in enumerate(_lines(name, path, newline="\n"), start=1):
         if not content.strip():
             continue
         try:
@@ -130,12 +154,12 @@ def _json_rows(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _delimited_rows(
-    name: str, text: str, *, delimiter: str, quoted: bool
+    name: str, path: Path, *, delimiter: str, quoted: bool
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yields the rows of a CSV file (quotes as in RFC 4180) or a TSV file (no quotes at all)."""
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    stream = io.StringIO(text, newline="")
-    reader = csv.reader(stream, delimiter=delimiter, quoting=quoting, strict=True)
+    lines = _lines(name, path, newline="")
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     header: list[str] | None = None
     line = 1
     try:
@@ -174,19 +198,23 @@ def _parquet_rows(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
         with pq.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             wanted = [column for column in columns if column in used]
-            rows = file.read(columns=wanted).to_pylist() if wanted else []
-            rows = rows or [{} for _ in range(file.metadata.num_rows)]
+            if not wanted:
+                yield from ((i, dict.fromkeys(columns)) for i in _numbers(file.metadata.num_rows))
+                return
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, dict.fromkeys(columns) | row
     except (pa.ArrowException, OSError, ValueError):
         raise InvalidDataError(
             f"{name}: not a readable Parquet file. It is damaged, or has another format than its "
             "suffix says."
         ) from None
-    for number, row in enumerate(rows, start=1):
-        yield number, dict.fromkeys(columns) | row
 
 
 def _dataset_rows(
@@ -205,14 +233,24 @@ def _dataset_rows(
         )
     import datasets
 
+    number = 0
     try:
         dataset = datasets.load_from_disk(str(folder)).with_format(None)
         columns = dataset.column_names
         wanted = [column for column in columns if column in used]
-        rows = dataset.select_columns(wanted).to_list() if wanted else [{}] * len(dataset)
+        if not wanted:
+            yield from ((i, dict.fromkeys(columns)) for i in _numbers(len(dataset)))
+            return
+        for batch in dataset.select_columns(wanted).iter(batch_size=_ROWS_AT_ONCE):
+            for values in zip(*(batch[column] for column in wanted), strict=True):
+                number += 1
+                yield number, dict.fromkeys(columns) | dict(zip(wanted, values, strict=True))
     except Exception:  # noqa: BLE001 - its message may quote what the files contain
         raise InvalidDataError(
             f"{name}: datasets cannot read this folder; its files are damaged or incomplete."
         ) from None
-    for number, row in enumerate(rows, start=1):
-        yield number, dict.fromkeys(columns) | row
+
+
+def _numbers(count: int) -> range:
+    """Returns the numbers of so many rows."""
+    return range(1, count + 1)

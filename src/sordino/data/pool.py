@@ -15,7 +15,7 @@ from sordino.core.errors import InvalidDataError
 from sordino.data._rows import Table, describe_columns, open_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 KINDS = {
@@ -72,12 +72,42 @@ def read_records(
     Raises:
         InvalidDataError: If the file, a row or a value cannot be used; says where.
     """
+    return list(iterate_records(path, kind=kind, min_records=min_records, unit_column=unit_column))
+
+
+def iterate_records(
+    path: str | Path,
+    *,
+    kind: str | None = None,
+    min_records: int = 2,
+    unit_column: str | None = None,
+) -> Iterator[Record]:
+    """Yields the records of a file as `read_records` returns them, without holding them.
+
+    What is wrong with the path or with a text file's encoding is raised at once, what is wrong with
+    a row when it is reached, and that there are too few when the file ends.
+
+    Args:
+        path: As in `read_records`, like all others.
+        kind: Of the records.
+        min_records: Fewest records allowed.
+        unit_column: Column that names whose record it is.
+
+    Raises:
+        InvalidDataError: If the file, a row or a value cannot be used; says where.
+    """
     if kind is not None:
         require_one_of("kind", kind, tuple(KINDS))
     require_integer("min_records", min_records, 0)
-    table = open_table(path, unit_column=unit_column)
-    records = []
+    return _records(open_table(path, unit_column=unit_column), kind, min_records, unit_column)
+
+
+def _records(
+    table: Table, kind: str | None, min_records: int, unit_column: str | None
+) -> Iterator[Record]:
+    """Yields the records of a table."""
     first: tuple[int, str] | None = None
+    count = 0
     for line, row in table.rows:
         found = kind or _find_kind(table, line, row)
         first = first or (line, found)
@@ -89,11 +119,11 @@ def read_records(
         record = _to_record(table, line, row, found)
         if unit_column is not None:
             record = replace(record, unit=_require_unit(table, line, row, unit_column))
-        records.append(record)
-    if len(records) < min_records:
-        count = {0: "no records", 1: "only one record"}.get(len(records), f"{len(records)} records")
-        raise InvalidDataError(f"{table.name}: must hold at least {min_records}, has {count}.")
-    return records
+        count += 1
+        yield record
+    if count < min_records:
+        shown = {0: "no records", 1: "only one record"}.get(count, f"{count} records")
+        raise InvalidDataError(f"{table.name}: must hold at least {min_records}, has {shown}.")
 
 
 def find_kind(path: str | Path) -> str:

@@ -5,6 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sordino.core.errors import LedgerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PRIVATE_FILE_MODE = 0o600
 PRIVATE_FOLDER_MODE = 0o700
@@ -65,3 +71,36 @@ def erase(path: Path) -> None:
     except FileNotFoundError:
         return
     flush_folder(Path(path).parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Holds a lock file for this process; made if there is none, and released by any end.
+
+    Who holds it may remove it. Its folder must exist.
+
+    Args:
+        path: The lock file.
+        busy: What to say if another process holds it.
+
+    Raises:
+        LedgerError: If another process holds it.
+    """
+    import fcntl
+
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LedgerError(busy) from error
+        if not _is_at(path, file.fileno()):  # its holder removed it after it was opened here
+            raise LedgerError(busy)
+        yield
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Returns whether an open file is still the one that the next process would open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from typing_extensions import Doc
 
 from sordino.attacks.canaries import read_canaries
@@ -19,24 +17,15 @@ from sordino.attacks.scores import SCORES
 from sordino.attacks.subject import open_subject
 from sordino.core.checks import require_in_range, require_integer
 from sordino.core.errors import InvalidParameterError
-from sordino.data import default_verbalizers, find_kind, parse_verbalizers, read_records
+from sordino.data import RecordFile, default_verbalizers, labels_of, parse_verbalizers
 from sordino.data.secret_lists import read_secrets
 from sordino.data.tasks import DEFAULT_TEMPLATE
-from sordino.ledger.certificate import compute_certificate, describe_certificate
-from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
+from sordino.ledger.certificate import compute_certificate
+from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, locked, replace_file
 from sordino.models import choose_compute_dtype
-from sordino.reports.audit_control import run_control
-from sordino.reports.audit_games import judge_pool, judge_subset
-from sordino.reports.audit_measure import (
-    Material,
-    choose_rules,
-    measure,
-    measure_control,
-    plan_control,
-    require_known,
-    score_material,
-)
-from sordino.reports.audit_record import Audit, read_audit
+from sordino.reports.audit_bench import Bench
+from sordino.reports.audit_measure import Material, choose_rules, require_known
+from sordino.reports.audit_record import read_audit
 from sordino.reports.audit_subset import find_subset_game
 from sordino.reports.audit_text import attack_by_writing
 from sordino.reports.report import AuditFolder
@@ -45,10 +34,13 @@ from sordino.training.run_folder import RunFolder
 from sordino.training.workers import Workers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sordino.attacks.subject import Subject
-    from sordino.data import Record
+    from sordino.data import Records
     from sordino.ledger.certificate import Certificate
     from sordino.reports.audit_measure import Measured
+    from sordino.reports.audit_record import Audit
 
 DEFAULT_DELTA = 1e-5
 _FEWEST_GUESSES = 100
@@ -158,7 +150,7 @@ def audit(
     planned = None
     if canaries and folder.canaries.exists():
         planned = read_canaries(folder.canaries)
-    sides = _read_sides(members, nonmembers, unit)
+    sides = _open_sides(members, nonmembers, unit)
     strings = None if secrets is None else read_secrets(secrets)
     if members is None and planned is None and strings is None and not num_findings:
         raise InvalidParameterError(
@@ -177,11 +169,10 @@ def audit(
         task=_find_task(subject, sides[0], template, verbalizer),
         unit=unit,
     )
-    num_canaries = len(material.canaries)
     rules = choose_rules(
         subject,
         attacks,
-        num_guesses=_num_guesses(num_guesses, num_canaries),
+        num_guesses=_num_guesses(num_guesses, len(material.canaries)),
         delta=_delta(delta, certificate),
         significance=significance,
         seed=seed,
@@ -191,105 +182,74 @@ def audit(
         has_population=bool(sides[1]),
     )
     output = Path(output) if output is not None else AuditFolder(Path(run)).path
-    output.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
-    game = find_subset_game(
-        subject.ledger, len(material.members) + num_canaries, kept=folder.subset, folder=output
-    )
-    scores = score_material(
-        subject, material, rules, output, title="audit", tokens_per_batch=tokens_per_batch
-    )
-    measured = measure(
-        scores,
-        material,
-        rules,
-        is_included=np.zeros(0, dtype=np.bool_) if planned is None else planned.is_included,
-        game=game,
-    )
-    written = attack_by_writing(
-        subject,
-        secrets=strings,
-        leaked=output / "leaked_lines.PRIVATE.json",
-        num_samples=num_samples,
-        num_findings=num_findings,
-        tokens_per_batch=tokens_per_batch,
-        seed=seed,
-    )
-    how = None
-    if control and (material.members or material.canaries):
-        plan = plan_control(material, game, epochs=control_epochs, seed=seed)
-        how = plan.describe()
-        place_of_control = plan.folder_in(output, subject)
-        copy = run_control(
-            plan,
-            subject,
-            place_of_control,
-            task=material.task,
-            seed=seed,
+    with _held(output):
+        bench = Bench(
+            subject=subject,
+            material=material,
+            rules=rules,
+            output=output,
             dtype=compute_dtype,
             device=place,
             tokens_per_batch=tokens_per_batch,
         )
-        on_control = measure_control(
-            copy,
-            plan,
-            material,
-            rules,
-            game=game,
-            folder=place_of_control,
+        game = find_subset_game(
+            subject.ledger,
+            len(material.members) + len(material.canaries),
+            kept=folder.subset,
+            folder=output,
+        )
+        measured = bench.attack(planned, game)
+        written = attack_by_writing(
+            subject,
+            secrets=strings,
+            leaked=output / "leaked_lines.PRIVATE.json",
+            num_samples=num_samples,
+            num_findings=num_findings,
             tokens_per_batch=tokens_per_batch,
+            seed=seed,
         )
-        measured = measured.with_control(on_control)
-    verdicts = ()
-    if certificate is not None:
-        verdicts = (
-            judge_subset(certificate, measured.subset, significance),
-            judge_pool(certificate, measured.canaries, significance),
-        )
-    record = Audit(
-        sordino_version=version("sordino"),
-        made_on=datetime.now(UTC).date().isoformat(),
-        subject={
-            "name": subject.name,
-            "kind": subject.kind,
-            "sha256": subject.fingerprint,
-            "base_sha256": subject.base_fingerprint,
-        },
-        certificate_in_words=tuple(describe_certificate(certificate)) if certificate else (),
-        verdicts=verdicts,
-        membership=measured.membership,
-        canaries=measured.canaries,
-        subset=measured.subset,
-        pii=written.pii,
-        findings=written.findings,
-        control=how,
-        cost={"seconds": round(time.monotonic() - began, 1)},
-        settings={
-            "attacks": list(rules.names),
-            "deciding attack": rules.deciding,
-            **({"reference models": rules.references.names} if rules.references else {}),
-            "significance": significance,
-            "texts written": num_samples if strings is not None else 0,
-            "seed": seed,
-            "compute dtype": str(compute_dtype).removeprefix("torch."),
-        },
-        notes=(
-            *_keep_earlier(output, subject),
-            *_notes(
-                subject,
-                measured,
-                has_control=how is not None,
-                num_references=len(rules.references.sources) if rules.references else 0,
+        how = None
+        if control and (material.members or material.canaries):
+            how, on_control = bench.attack_control(game, epochs=control_epochs)
+            measured = measured.with_control(on_control)
+        record = bench.record(
+            certificate,
+            measured,
+            written,
+            control=how,
+            num_samples=num_samples if strings is not None else 0,
+            notes=(
+                *_keep_earlier(output, subject),
+                *_notes(
+                    subject,
+                    measured,
+                    has_control=how is not None,
+                    num_references=len(rules.references.sources) if rules.references else 0,
+                ),
+                *written.notes,
             ),
-            *written.notes,
-        ),
-    )
-    replace_file(output / "audit.json", record.to_bytes(), mode=PRIVATE_FILE_MODE)
+            seconds=time.monotonic() - began,
+        )
+        replace_file(output / "audit.json", record.to_bytes(), mode=PRIVATE_FILE_MODE)
     return AuditResult(output, record)
 
 
-def _read_sides(
+@contextmanager
+def _held(output: Path) -> Iterator[None]:
+    """Makes the audit's folder and holds it: two audits at once would mix up their files."""
+    output.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
+    lock = output / "lock"
+    busy = f"another audit is at work in {output}. Wait for it, or choose another --output."
+    with locked(lock, busy):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _open_sides(
     members: Path | None, nonmembers: Path | None, unit: str | None
-) -> tuple[list[Record], list[Record]]:
+) -> tuple[Records, Records]:
     """Returns the records of both sides, of one kind; texts alone are prompts."""
     if members is None and nonmembers is None:
         if unit is not None:
@@ -301,15 +261,12 @@ def _read_sides(
         raise InvalidParameterError(
             "--members and --nonmembers belong together: one side alone tells nothing."
         )
-    kind = find_kind(members)
-    return (
-        read_records(members, kind=kind, unit_column=unit),
-        read_records(nonmembers, kind=kind, unit_column=unit),
-    )
+    inside = RecordFile(members, unit_column=unit)
+    return inside, RecordFile(nonmembers, kind=inside.kind, unit_column=unit)
 
 
 def _find_task(
-    subject: Subject, members: list[Record], template: str, verbalizer: list[str] | None
+    subject: Subject, members: Records, template: str, verbalizer: list[str] | None
 ) -> dict[str, Any] | None:
     """Returns how records become tokens: as the run's ledger says, or as was asked for."""
     if subject.ledger is not None:
@@ -322,7 +279,7 @@ def _find_task(
         return task
     if template == DEFAULT_TEMPLATE and not verbalizer:
         return None
-    labels = {record.label for record in members if record.label is not None}
+    labels = labels_of(members)
     if not labels:
         raise InvalidParameterError("--template and --verbalizer are for records with a label.")
     words = parse_verbalizers(verbalizer) if verbalizer else default_verbalizers(labels)

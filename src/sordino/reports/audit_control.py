@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _BATCH = 16
 _RANK = 16
-_LEARNING_RATE = 1e-3
+_LEARNING_RATE = 3e-3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +41,7 @@ class ControlPlan:
 
     Args:
         records: Records, those not trained included.
+        places: Their places among the members, rising, shape (num_records,).
         is_trained: Which of them it learns, shape (num_records,).
         candidate: The candidate subset that they are; None if they are a random half.
         canaries: Canaries, those not trained included.
@@ -49,6 +50,7 @@ class ControlPlan:
     """
 
     records: Sequence[Record]
+    places: NDArray[np.intp]
     is_trained: NDArray[np.bool_]
     candidate: int | None
     canaries: Sequence[Record]
@@ -71,6 +73,7 @@ class ControlPlan:
                     subject.base_fingerprint or subject.fingerprint,
                     [_row(record) for record in self.trained],
                     self.describe(),
+                    _BATCH,
                 ]
             )
         )
@@ -79,7 +82,7 @@ class ControlPlan:
     def describe(self) -> dict[str, Any]:
         """Returns how the control is made, for the record."""
         return {
-            "tuned": "AdamW without privacy, LoRA on all linear layers",
+            "tuned": "AdamW without privacy, LoRA on all linear layers of the upper blocks",
             "records": int(self.is_trained.sum()),
             "canaries": int(self.is_canary_trained.sum()),
             "epochs": self.epochs,
@@ -146,6 +149,7 @@ def run_control(
             lora_rank=_RANK,
             lora_alpha=2.0 * _RANK,
             lora_targets=_linear_layers(subject.tuned.causal_lm),
+            lora_first_layer=_first_block(subject.tuned.causal_lm),
             lora_factors="both",
             truncate=True,
             seed=seed,
@@ -171,6 +175,11 @@ def _linear_layers(model: Any) -> list[str]:
         and "lora_" not in name
     }
     return sorted(names)
+
+
+def _first_block(model: Any) -> int:
+    """Returns the first block that is adapted: from the middle on, passes cost half as much."""
+    return int(getattr(model.config, "num_hidden_layers", 0)) // 2
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,10 @@ from sordino.attacks.extra_scores import EXTRA_SCORES, make_extras
 from sordino.attacks.reference_models import REFERENCE_SCORES
 from sordino.attacks.score_store import score_texts
 from sordino.attacks.scores import SCORES
-from sordino.attacks.texts import encode_texts
+from sordino.attacks.texts import EncodedTexts
 from sordino.auditing.exposure import FEWEST_REFERENCES, extrapolated_exposure
 from sordino.core.errors import InvalidParameterError
-from sordino.data import normalize_text
+from sordino.data import normalize_text, pick_records
 from sordino.reports.audit_control import ControlPlan, random_half
 from sordino.reports.audit_games import attack_result, attack_results, play_subset_game
 from sordino.reports.audit_record import CanaryResult, Membership, SubsetResult
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
     from sordino.attacks.extra_scores import Extra
     from sordino.attacks.reference_models import ReferenceModels
     from sordino.attacks.subject import Subject
-    from sordino.data import Record
+    from sordino.data import Record, Records
     from sordino.reports.audit_subset import SubsetGame
 
     ByName = dict[str, NDArray[np.float64]]
 
+_CONTROL_SIDE = 150  # records that the control learns, and as many that it does not
 _MOST_CONTROL_RECORDS = 1_000
 _FEWEST_SCORED = 2  # of each side, for an interval
 
@@ -44,6 +46,8 @@ _FEWEST_SCORED = 2  # of each side, for an interval
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Material:
     """What is scored: records of both sides and canaries, each in its order.
+
+    The sides may be files (`RecordFile`), which are gone through and never held.
 
     Args:
         members: Records that the model was tuned on.
@@ -56,8 +60,8 @@ class Material:
             control was not tuned on); None: the non-members do.
     """
 
-    members: Sequence[Record]
-    nonmembers: Sequence[Record]
+    members: Records
+    nonmembers: Records
     canaries: Sequence[Record]
     style: str
     task: Mapping[str, Any] | None
@@ -70,17 +74,20 @@ class Material:
         A text on both sides tells nothing and one that comes twice would count twice: the first
         member of equal texts is kept.
         """
-        seen: set[tuple[str, str | None, str]] = set()
-        sides = []
-        for records in (self.members, self.nonmembers):
-            kept = np.zeros(len(records), dtype=np.bool_)
-            for place, record in enumerate(records):
-                text = normalize_text(record.prompt + " ".join(record.references))
-                kept[place] = text not in seen
-                seen.add(text)
-            sides.append(kept)
-        members, nonmembers = sides
-        return members, nonmembers, int(sum((~kept).sum() for kept in sides))
+        digests = np.concatenate([_text_digests(self.members), _text_digests(self.nonmembers)])
+        kept = np.zeros(digests.size, dtype=np.bool_)
+        kept[np.unique(digests, return_index=True)[1]] = True  # the first of equal ones
+        members, nonmembers = np.split(kept, [len(self.members)])
+        return members, nonmembers, int((~kept).sum())
+
+
+def _text_digests(records: Records) -> NDArray[np.bytes_]:
+    """Returns the SHA-256 of every record's normalized text, shape (num_records,)."""
+    digests = np.zeros(len(records), dtype="S32")
+    for place, record in enumerate(records):
+        text = normalize_text(record.prompt + " ".join(record.references))
+        digests[place] = hashlib.sha256(text.encode()).digest()
+    return digests
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,11 +203,11 @@ def score_material(
     """Returns all scores of all records; what an interrupted audit scored is not scored again."""
 
     def score(
-        model: Subject, extras: dict[str, Extra], mark: str, side: str, records: Sequence[Record]
+        model: Subject, extras: dict[str, Extra], mark: str, side: str, records: Records
     ) -> ByName:
         if not records:
             return {}
-        texts = encode_texts(records, subject.tokenizer, subject.context_length, task=material.task)
+        texts = EncodedTexts(records, subject.tokenizer, subject.context_length, task=material.task)
         with progress(f"{title}: {side}{mark}", len(texts)) as advance:
             return score_texts(
                 model,
@@ -276,7 +283,8 @@ def measure(
     if game is not None:
         pool = [side[rules.deciding] for side in (scores.members, scores.canaries) if side]
         is_filled = np.concatenate([np.ones(len(material.members), dtype=np.bool_), is_included])
-        subset = _subset(np.concatenate(pool)[is_filled], game, is_filled, rules)
+        filled = is_filled.nonzero()[0]
+        subset = _subset(np.concatenate(pool)[filled], game, filled, rules)
     return Measured(
         membership=membership,
         canaries=_canaries(scores.canaries, is_included, material.style, rules),
@@ -290,22 +298,27 @@ def plan_control(
     """Returns what the control learns: half of the records, and the canaries whose coin says so.
 
     Where the subset game can be played on them, a candidate subset's records take the half's place.
+    Of many records a sample is taken, so large that each side has some `_CONTROL_SIDE`: one that
+    the attacks can tell apart, and no more, since each is learned over and over.
     """
     count = len(material.members)
-    chosen = np.arange(count)
+    share = 0.5 if game is None else float(game.membership.mean())
+    smaller_side = max(min(share, 1.0 - share), _CONTROL_SIDE / _MOST_CONTROL_RECORDS)
+    num_chosen = min(count, round(_CONTROL_SIDE / smaller_side))
+    order = np.random.default_rng([seed, 2]).permutation(count)
+    places = np.sort(order[:num_chosen])
     candidate = None
-    is_small = count <= _MOST_CONTROL_RECORDS
-    if game is not None and is_small and _can_be_ordered(game.membership[:count]):
-        candidate = int(np.random.default_rng([seed, 1]).integers(game.membership.shape[1]))
-        is_trained = game.membership[:count, candidate]
+    records = pick_records(material.members, places.tolist())
+    if material.unit is None:
+        is_trained = random_half(num_chosen, seed)
     else:
-        chosen = np.random.default_rng([seed, 2]).permutation(count)[:_MOST_CONTROL_RECORDS]
-        is_trained = random_half(len(chosen), seed)
-        if material.unit is not None:
-            users = users_of(material.members, np.ones(count, dtype=np.bool_))
-            is_trained = half_of_users([users[i] for i in chosen], seed)
+        is_trained = half_of_users([record.unit or "" for record in records], seed)
+    if game is not None and _can_be_ordered(game.membership[places]):
+        candidate = int(np.random.default_rng([seed, 1]).integers(game.membership.shape[1]))
+        is_trained = game.membership[places, candidate]
     return ControlPlan(
-        records=[material.members[i] for i in chosen],
+        records=records,
+        places=places,
         is_trained=is_trained,
         candidate=candidate,
         canaries=material.canaries,
@@ -351,10 +364,8 @@ def measure_control(
             )
             membership = replace(membership, users=users)
     if game is not None and plan.candidate is not None:
-        count = len(plan.records)
-        is_filled = np.arange(game.membership.shape[0]) < count
         own = replace(game, true_candidate=plan.candidate)
-        subset = _subset(scores.members[rules.deciding], own, is_filled, rules)
+        subset = _subset(scores.members[rules.deciding], own, plan.places, rules)
     return Measured(
         membership=membership,
         canaries=_canaries(scores.canaries, plan.is_canary_trained, material.style, rules),
@@ -409,17 +420,18 @@ def _can_be_ordered(membership: NDArray[np.bool_]) -> bool:
 
 
 def _subset(
-    scores: NDArray[np.float64], game: SubsetGame, is_filled: NDArray[np.bool_], rules: Rules
+    scores: NDArray[np.float64], game: SubsetGame, places: NDArray[np.intp], rules: Rules
 ) -> SubsetResult | None:
-    """Returns how well the scores of the filled places find the candidate that was used.
+    """Returns how well the scores of some of the pool's places find the candidate that was used.
 
     None where the candidates cannot be ordered.
     """
-    if not _can_be_ordered(game.membership[is_filled]):
+    membership = game.membership[places]
+    if not _can_be_ordered(membership):
         return None
     return play_subset_game(
         scores,
-        game.membership[is_filled],
+        membership,
         game.true_candidate,
         attack=rules.deciding,
         prior=game.prior,

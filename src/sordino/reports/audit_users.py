@@ -13,7 +13,7 @@ from sordino.reports.audit_games import attack_result
 from sordino.reports.audit_record import UserMembership
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -89,7 +89,7 @@ def require_users(found: UserMembership | None, unit: str) -> UserMembership:
     return found
 
 
-def users_of(records: Sequence[Record], is_kept: NDArray[np.bool_]) -> list[str]:
+def users_of(records: Iterable[Record], is_kept: NDArray[np.bool_]) -> list[str]:
     """Returns whose records the kept ones are, all read with a column that says so."""
     return [record.unit or "" for record, kept in zip(records, is_kept, strict=True) if kept]
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from sordino.core.errors import InvalidParameterError, LedgerError
 from sordino.ledger.durable import (
     PRIVATE_FILE_MODE,
     PRIVATE_FOLDER_MODE,
     erase,
+    locked,
     replace_file,
 )
 from sordino.ledger.journal import Journal
@@ -141,17 +141,8 @@ class RunFolder:
 
         A run that fails before anything was charged leaves nothing behind.
         """
-        import fcntl
-
         self.create()
-        busy = f"another process is working on {self.path}."
-        with self._lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise LedgerError(busy) from error
-            if not self._is_lock(file):  # it finished, and removed the lock, after we opened it
-                raise LedgerError(busy)
+        with locked(self._lock, f"another process is working on {self.path}."):
             try:
                 yield
             finally:
@@ -223,10 +214,3 @@ class RunFolder:
     def _lock(self) -> Path:
         """Held by the process that works on the run."""
         return self.private / "lock"
-
-    def _is_lock(self, file: IO[str]) -> bool:
-        """Returns whether an open file is still the one that the next process would lock."""
-        try:
-            return os.path.samestat(os.fstat(file.fileno()), self._lock.stat())
-        except FileNotFoundError:
-            return False

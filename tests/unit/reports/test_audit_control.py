@@ -17,6 +17,7 @@ def make_plan(count: int = 6, epochs: int = 3) -> ControlPlan:
     records = [Record(f"text {i}", "1", (), i + 1) for i in range(count)]
     return ControlPlan(
         records=records,
+        places=np.arange(count),
         is_trained=random_half(count, seed=0),
         candidate=None,
         canaries=[Record("canary", "0", (), 1)],

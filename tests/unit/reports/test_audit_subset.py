@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 
 from sordino.core.errors import InvalidDataError
+from sordino.data import Record
 from sordino.mechanisms.candidates import CandidateSubsets
-from sordino.reports.audit_measure import Material, Rules, Scores, measure, plan_control
+from sordino.reports import audit_measure
+from sordino.reports.audit_measure import (
+    Material,
+    Rules,
+    Scores,
+    measure,
+    measure_control,
+    plan_control,
+)
 from sordino.reports.audit_subset import DRAWN, SubsetGame, find_subset_game
 
 if TYPE_CHECKING:
@@ -157,3 +166,55 @@ def test_a_candidate_without_a_side_ends_the_game(is_in: bool) -> None:
     plan = plan_control(material, game, epochs=1, seed=0)
     assert plan.candidate is None
     assert plan.is_trained.sum() == 2  # a random half
+
+
+def make_material(count: int) -> Material:
+    records = [Record(f"text {i}", "1", (), i + 1) for i in range(count)]
+    return Material(members=records, nonmembers=(), canaries=(), style="", task=None)
+
+
+def make_game(count: int, **construction: Any) -> SubsetGame:
+    candidates = CandidateSubsets(num_subsets=16, seed=SEED, **construction)
+    return SubsetGame(
+        membership=candidates.membership(count), true_candidate=0, prior=0.5, is_drawn_after=True
+    )
+
+
+def test_control_of_a_large_pool_plays_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It learns a candidate's part of a sample, and a score that tells its records finds it."""
+    material, game = make_material(1_500), make_game(1_500)
+    plan = plan_control(material, game, epochs=1, seed=0)
+    assert plan.candidate is not None
+    assert plan.places.size == len(plan.records) == 300
+    assert (np.diff(plan.places) > 0).all()
+    assert [record.line for record in plan.records] == (plan.places + 1).tolist()
+    assert np.array_equal(plan.is_trained, game.membership[plan.places, plan.candidate])
+    assert 100 < plan.is_trained.sum() < 200
+    scores = Scores(
+        members={"loss": plan.is_trained + np.linspace(0.0, 1.5, 300)}, nonmembers={}, canaries={}
+    )
+    monkeypatch.setattr(audit_measure, "score_material", lambda *_, **__: scores)
+    nothing: Any = None
+    rules = Rules(
+        names=["loss"], deciding="loss", num_guesses=0, delta=0.0, significance=0.05, seed=0
+    )
+    found = measure_control(
+        nothing, plan, material, rules, game=game, folder=nothing, tokens_per_batch=1
+    )
+    assert found.subset is not None
+    assert found.subset.rank == 1
+
+
+def test_size_of_the_control() -> None:
+    """Small pools are taken whole; where candidates are small, more records are taken."""
+    sizes = [
+        plan_control(make_material(count), game, epochs=1, seed=0).places.size
+        for count, game in (
+            (90, None),
+            (90, make_game(90)),
+            (400, None),
+            (2_000, make_game(2_000, construction="rate", subsets_per_record=4)),
+            (2_000, make_game(2_000, construction="rate", subsets_per_record=1)),
+        )
+    ]
+    assert sizes == [90, 90, 300, 600, 1_000]
