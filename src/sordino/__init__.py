@@ -10,13 +10,25 @@ if TYPE_CHECKING:
     from sordino.data.people import people
     from sordino.reports.audit import audit
     from sordino.reports.compare import compare
+    from sordino.reports.quantize import quantize
     from sordino.reports.report import report
     from sordino.training.demo import demo
     from sordino.training.distill import distill
     from sordino.training.tune import tune
     from sordino.training.verify import verify
 
-__all__ = ["audit", "compare", "demo", "distill", "people", "report", "risk", "tune", "verify"]
+__all__ = [
+    "audit",
+    "compare",
+    "demo",
+    "distill",
+    "people",
+    "quantize",
+    "report",
+    "risk",
+    "tune",
+    "verify",
+]
 
 _HOMES = {
     "audit": "sordino.reports.audit",
@@ -24,6 +36,7 @@ _HOMES = {
     "demo": "sordino.training.demo",
     "distill": "sordino.training.distill",
     "people": "sordino.data.people",
+    "quantize": "sordino.reports.quantize",
     "report": "sordino.reports.report",
     "risk": "sordino.accounting.inference_risk",
     "tune": "sordino.training.tune",

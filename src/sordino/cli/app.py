@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sordino.data.people import PeopleResult
     from sordino.reports.audit import AuditResult
+    from sordino.reports.quantize import QuantizeResult
     from sordino.reports.report import ReportResult
     from sordino.reports.study import ComparisonResult
     from sordino.training.demo import DemoResult
@@ -145,11 +146,31 @@ def show_people(result: PeopleResult, as_json: bool) -> None:  # noqa: FBT001
         _out.print(f"{name}: {path}")
 
 
+def show_quantize(result: QuantizeResult, as_json: bool) -> None:  # noqa: FBT001
+    """Prints losses by kind of layer, and what may be claimed of privacy."""
+    from sordino.reports.quantize_lines import HEADERS, describe_quantize, table_rows
+
+    if as_json:
+        typer.echo(result.record.read_text(encoding="utf-8").rstrip())
+        return
+    rows = table_rows(result)
+    if rows:
+        first, *others = HEADERS
+        numbers = [Column(header, justify="right") for header in others]
+        table = Table(Column(first, overflow="fold"), *numbers)
+        for row in rows:
+            table.add_row(*row.cells(), end_section=row is rows[-2])
+        _out.print(table)
+    for line in describe_quantize(result):
+        _out.print(line)
+
+
 def _register() -> None:
     """Adds one command a public function."""
     from sordino.data.people import people
     from sordino.reports.audit import audit
     from sordino.reports.compare import compare
+    from sordino.reports.quantize import quantize
     from sordino.reports.report import report
     from sordino.training.demo import demo
     from sordino.training.distill import distill
@@ -165,6 +186,7 @@ def _register() -> None:
         compare: show_compare,
         audit: show_audit,
         report: show_report,
+        quantize: show_quantize,
         people: show_people,
     }
     for function, show in commands.items():
