@@ -247,7 +247,7 @@ class CalibrationRun:
 
         try:
             for number, block in enumerate(self._blocks):
-                block.forward = patched(number)  # type: ignore[method-assign]
+                block.forward = patched(number)
             # Padding is on the right and attention looks to the left: no mask is needed.
             mask = torch.ones_like(input_ids)
             with torch.no_grad():

@@ -16,7 +16,6 @@ from sordino.core.checks import require_in_range, require_integer, require_one_o
 from sordino.core.errors import InvalidParameterError
 from sordino.lattices.bounds import squared_lengths
 from sordino.lattices.orders import ORDERS
-from sordino.lattices.problem import nearest_codes, read_problem
 from sordino.lattices.reduction import nearest_plane_reduced
 from sordino.quantization.blocked_gptq import gptq_codes_blocked
 from sordino.quantization.layers import QUANTIZED_BITS

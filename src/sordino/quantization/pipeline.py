@@ -153,7 +153,10 @@ def select_layers(
             kept[name] = f"a {type(module).__name__} may use its weight in a way of its own"
     widths = {name: matrix_of(m).shape[1] for layers in chosen for name, m in layers.items()}
     if not widths:
-        raise InvalidParameterError("the model has no linear layer that can be quantized.")
+        raise InvalidParameterError(
+            "the model has no linear layer that can be quantized "
+            f"({'; '.join(sorted(set(kept.values())))})."
+        )
     _require_dividing(widths, settings)
     return chosen, kept
 
@@ -197,7 +200,7 @@ def quantize_blocks(
 
 def matrix_of(module: nn.Module) -> torch.Tensor:
     """Returns a layer's weight as (out_features, in_features)."""
-    weight: torch.Tensor = module.weight.detach()  # type: ignore[assignment]
+    weight: torch.Tensor = module.weight.detach()
     return weight.t() if _is_conv1d(module) else weight
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typing_extensions import Doc
 
 from sordino.core.errors import InvalidParameterError
-from sordino.ledger.durable import replace_file
 from sordino.lattices.problem import DAMPING
+from sordino.ledger.durable import replace_file
 from sordino.quantization import formats
 from sordino.quantization.calibration import (
     CalibrationRun,

@@ -18,9 +18,11 @@ from sordino.ledger.transcript import StepSymbols, TranscriptHeader, read_transc
 from sordino.models import initial_adapter_tensor, load_model
 from sordino.quantization.provenance import (
     RECORD,
-    artefact_digests as quantized_digests,
     read_record,
     recompute_privacy,
+)
+from sordino.quantization.provenance import (
+    artefact_digests as quantized_digests,
 )
 from sordino.training.card import render_card
 from sordino.training.finish import artefact_digests
