@@ -15,8 +15,17 @@ import numpy as np
 import torch
 
 from sordino.core.checks import require_one_of
+from sordino.lattices.babai import compute_factor
 from sordino.lattices.orders import ORDERS, order_columns
-from sordino.lattices.problem import DAMPING, damp_gram, read_problem, require_codes
+from sordino.lattices.problem import (
+    DAMPING,
+    Gram,
+    Problem,
+    damp_gram,
+    read_gram,
+    read_layer,
+    require_codes,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -30,6 +39,8 @@ _TIE = 1e-9  # as in `round_to_codes`
 @dataclass(frozen=True)
 class InputGeometry:
     """What rounding needs to know of a layer's input, computed once for all layers that read it.
+
+    Made by `damped_geometry`, which checks the matrix once for all of them.
 
     Args:
         gram: X^T X with `damping` on its diagonal, positive definite, (columns, columns), float64.
@@ -50,11 +61,25 @@ class InputGeometry:
         return order_columns(self.gram, self.order)
 
     @cached_property
+    def factor(self) -> NDArray[np.float64]:
+        """L, lower triangular in the order of rounding: L^T L is the Gram matrix."""
+        return compute_factor(self.gram[np.ix_(self.columns, self.columns)])
+
+    @cached_property
     def upper(self) -> torch.Tensor:
         """U, upper triangular in the order of rounding: U^T U is the inverse of the Gram matrix."""
         matrix = torch.from_numpy(self.gram[np.ix_(self.columns, self.columns)])
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
         return torch.linalg.cholesky(0.5 * (inverse + inverse.T), upper=True)
+
+    def problem(self, weights: ArrayLike, scales: ArrayLike, low: int, high: int) -> Problem:
+        """Returns the rounding problem of a layer that reads this input.
+
+        Raises:
+            InvalidParameterError: If an argument is NaN, infinite, of a wrong shape or out of
+                range.
+        """
+        return read_layer(weights, Gram(self.gram, self.gram, 0.0), scales, low, high)
 
 
 def damped_geometry(gram: ArrayLike, order: str, fraction: float = DAMPING) -> InputGeometry:
@@ -64,7 +89,8 @@ def damped_geometry(gram: ArrayLike, order: str, fraction: float = DAMPING) -> I
         InvalidParameterError: If gram is not symmetric positive semidefinite, or order is unknown.
     """
     damped, lam = damp_gram(gram, fraction)
-    return InputGeometry(damped, lam, order)
+    checked = read_gram(damped)  # adds more where so small a fraction leaves the matrix singular
+    return InputGeometry(checked.matrix, lam + checked.added_damping, order)
 
 
 def gptq_codes_blocked(
@@ -85,8 +111,7 @@ def gptq_codes_blocked(
     Raises:
         InvalidParameterError: If an argument is NaN, infinite, of a wrong shape or out of range.
     """
-    # The matrix is damped, so it is well conditioned and nothing more is added to it here.
-    problem = read_problem(weights, geometry.gram, scales, low, high)
+    problem = geometry.problem(weights, scales, low, high)
     rows = torch.from_numpy(problem.weights)
     steps = torch.from_numpy(problem.scales.copy())  # a broadcast view cannot be a tensor
     columns = torch.from_numpy(geometry.columns)

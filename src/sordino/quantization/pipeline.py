@@ -17,7 +17,7 @@ from sordino.core.errors import InvalidParameterError
 from sordino.ledger.durable import replace_file
 from sordino.quantization.blocked_gptq import damped_geometry
 from sordino.quantization.calibration import find_blocks
-from sordino.quantization.certificate import LayerCertificate, certify_layer
+from sordino.quantization.certificate import LayerCertificate, certify_problem
 from sordino.quantization.layers import QuantizedLayer
 from sordino.quantization.methods import METHODS
 from sordino.quantization.scales import code_limits, spread_scales
@@ -249,13 +249,11 @@ def _quantize_layer(
     if geometry is None:
         return FinishedLayer(layer, None)
     low, high = code_limits(settings.bits)
-    certificate = certify_layer(
-        weights.double().numpy(),
-        geometry.gram,
-        spread_scales(scales, group_size),
+    certificate = certify_problem(
+        geometry.problem(weights.numpy(), spread_scales(scales, group_size), low, high),
+        geometry.columns,
+        geometry.factor,
         codes.numpy(),
-        low=low,
-        high=high,
         order=geometry.order,
         damping=geometry.damping,
     )

@@ -60,9 +60,7 @@ def test_grams_are_those_of_a_plain_pass(name: str, tokens_per_batch: int) -> No
         grams = run.input_grams(number, {names[0]: block[names[0]] for names in groups})
         for names in groups:
             for member in names:
-                np.testing.assert_allclose(
-                    grams[names[0]], expected[member], rtol=1e-4, atol=1e-4
-                )
+                np.testing.assert_allclose(grams[names[0]], expected[member], rtol=1e-4, atol=1e-4)
             own = list(run.sequence_grams(number, (names[0], block[names[0]])))
             assert len(own) == len(SEQUENCES)
             np.testing.assert_allclose(sum(own), grams[names[0]], rtol=1e-4, atol=1e-4)

@@ -11,7 +11,9 @@ from sordino.core.errors import InvalidParameterError
 from sordino.quantization.scales import choose_scales, code_limits, spread_scales
 
 
-def _errors(weights: torch.Tensor, scales: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
+def _errors(
+    weights: torch.Tensor, scales: torch.Tensor, bits: int, group_size: int
+) -> torch.Tensor:
     """Returns the squared error of rounding to nearest, per group."""
     low, high = code_limits(bits)
     groups = weights.view(len(weights), -1, group_size)
@@ -29,9 +31,7 @@ def test_absmax_clips_nothing(bits: int) -> None:
     assert scales.dtype == torch.float16
     assert free.min() > low - 0.5
     assert free.max() < high + 0.5
-    ends = torch.maximum(
-        free.view(20, -1, 16).amax(2) / high, free.view(20, -1, 16).amin(2) / low
-    )
+    ends = torch.maximum(free.view(20, -1, 16).amax(2) / high, free.view(20, -1, 16).amin(2) / low)
     assert (ends - 1.0).abs().max() < 2.0**-10  # float16's own rounding
 
 
