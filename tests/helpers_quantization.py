@@ -47,6 +47,6 @@ def use_plain_writer(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Quantize
     module = ModuleType("plain_writer")
     module.write = write
     monkeypatch.setitem(sys.modules, "plain_writer", module)
-    plain = formats.Format("plain_writer", "write")
+    plain = formats.Format("plain_writer", "write", (2, 4, 8))
     monkeypatch.setitem(formats.FORMATS, "compressed-tensors", plain)
     return given

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from sordino.core.checks import require_one_of
 from sordino.core.errors import InvalidParameterError
+from sordino.quantization.layers import QUANTIZED_BITS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,36 +28,47 @@ class Format:
     Args:
         module: Where its writer is, imported when it is used.
         function: The writer: (path, model, layers, tokenizer).
+        bits: What it can hold.
+        group_multiple: Group sizes are multiples of this.
         file_name: What it writes into the output folder; None where it fills the folder.
-        grids: Pairs of bits and group size (None: a row) that it can hold; None: all.
     """
 
     module: str
     function: str
+    bits: tuple[int, ...]
+    group_multiple: int = 1
     file_name: str | None = None
-    grids: tuple[tuple[int, int | None], ...] | None = None
 
 
 FORMATS = {
     "compressed-tensors": Format(
-        "sordino.quantization.compressed_tensors", "write_compressed_tensors"
+        "sordino.quantization.compressed_tensors", "write_compressed_tensors", QUANTIZED_BITS
     ),
-    "gguf": Format(
-        "sordino.quantization.gguf", "write_gguf", "model.gguf", grids=((4, 32), (8, 32))
-    ),
+    "gguf": Format("sordino.quantization.gguf", "write_gguf", (4, 8), 32, "model.gguf"),
 }
 
 
-def require_writable(name: str, *, bits: int, group_size: int | None) -> None:
-    """Raises unless a format can hold codes of this kind: known before hours of work."""
+def require_writable(name: str, *, bits: int, group_sizes: Iterable[int]) -> None:
+    """Raises unless a format can hold codes of this kind: known before hours of work.
+
+    Args:
+        name: A key of `FORMATS`.
+        bits: Of all layers.
+        group_sizes: Of the layers.
+
+    Raises:
+        InvalidParameterError: If it cannot.
+    """
     require_one_of("format", name, tuple(FORMATS))
-    grids = FORMATS[name].grids
-    if grids is not None and (bits, group_size) not in grids:
-        raise InvalidParameterError(
-            f"format {name} holds "
-            + " or ".join(f"--bits {b} --group-size {g}" for b, g in grids)
-            + f", got --bits {bits} --group-size {group_size or 'row'}."
-        )
+    found = FORMATS[name]
+    wrong = next((size for size in group_sizes if size % found.group_multiple), None)
+    if bits in found.bits and wrong is None:
+        return
+    got = f"--bits {bits}" if wrong is None else f"a group of {wrong}"
+    raise InvalidParameterError(
+        f"format {name} holds {' or '.join(map(str, found.bits))} bits in groups of a multiple of "
+        f"{found.group_multiple}, got {got}."
+    )
 
 
 def write(

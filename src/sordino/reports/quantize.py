@@ -128,11 +128,14 @@ def quantize(
         scales=scales,
         damping=damping,
     )
-    formats.require_writable(format, bits=bits, group_size=settings.group_size)
+    groups = [] if settings.group_size is None else [settings.group_size]
+    formats.require_writable(format, bits=bits, group_sizes=groups)
     texts = _read_calibration(calibration, method, is_public=calibration_is_public)
     _require_new(output)
     opened = open_source(source, base=model)
     layers, kept = select_layers(opened.model, settings)
+    widths = {matrix_of(module).shape[1] for block in layers for module in block.values()}
+    formats.require_writable(format, bits=bits, group_sizes=map(settings.group_size_of, widths))
     _require_space(output, opened, layers)
     found = CalibrationSource(kind="none")
     sequences: list[list[int]] = []
@@ -302,7 +305,9 @@ def _digest_tokens(sequences: list[list[int]]) -> str:
     return hashlib.sha256(repr(sequences).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str | None:
-    """Returns the hash of a file."""
+def _sha256(path: Path) -> str:
+    """Returns the hash of a file; of a folder, that of its files' hashes and names."""
+    if path.is_dir():
+        return hashlib.sha256(repr(artefact_digests(path)).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

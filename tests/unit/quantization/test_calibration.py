@@ -28,7 +28,7 @@ SEQUENCES = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [3, 3, 3, 0, 2], [7, 1, 30, 31]]
 
 def plain_grams(model: Any, layers: dict[str, Any]) -> dict[str, np.ndarray]:
     """Returns X^T X of every layer by one unpadded pass of the whole model a sequence."""
-    grams = {name: 0.0 for name in layers}
+    grams = dict.fromkeys(layers, 0.0)
 
     def hook(name: str) -> Any:
         def add(_: Any, args: tuple[torch.Tensor, ...]) -> None:
