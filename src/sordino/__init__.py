@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sordino.reports.audit_protocol import audit_protocol
     from sordino.reports.compare import compare
     from sordino.reports.invert import invert
+    from sordino.reports.quantize import quantize
     from sordino.reports.report import report
     from sordino.training.demo import demo
     from sordino.training.distill import distill
@@ -26,6 +27,7 @@ __all__ = [
     "distill",
     "invert",
     "people",
+    "quantize",
     "report",
     "risk",
     "tune",
@@ -40,6 +42,7 @@ HOMES = {  # the module of each public function
     "distill": "sordino.training.distill",
     "invert": "sordino.reports.invert",
     "people": "sordino.data.people",
+    "quantize": "sordino.reports.quantize",
     "report": "sordino.reports.report",
     "risk": "sordino.accounting.inference_risk",
     "tune": "sordino.training.tune",

@@ -26,6 +26,7 @@ _SHOW: dict[str, Callable[[Any, bool], None]] = {
     "audit": show.show_audit,
     "audit_protocol": show.show_audit_protocol,
     "invert": show.show_invert,
+    "quantize": show.show_quantize,
     "report": show.show_report,
     "people": show.show_people,
 }

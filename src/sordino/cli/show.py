@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sordino.reports.audit import AuditResult
     from sordino.reports.audit_protocol import ProtocolAudit
     from sordino.reports.invert import InversionResult
+    from sordino.reports.quantize import QuantizeResult
     from sordino.reports.report import ReportResult
     from sordino.reports.study import ComparisonResult
     from sordino.training.demo import DemoResult
@@ -173,3 +174,22 @@ def show_people(result: PeopleResult, as_json: bool) -> None:  # noqa: FBT001
         return
     for name, path in paths.items():
         _out.print(f"{name}: {path}")
+
+
+def show_quantize(result: QuantizeResult, as_json: bool) -> None:  # noqa: FBT001
+    """Prints losses by kind of layer, and what may be claimed of privacy."""
+    from sordino.reports.quantize_lines import HEADERS, describe_quantize, table_rows
+
+    if as_json:
+        typer.echo(result.record.read_text(encoding="utf-8").rstrip())
+        return
+    rows = table_rows(result)
+    if rows:
+        first, *others = HEADERS
+        numbers = [Column(header, justify="right") for header in others]
+        table = Table(Column(first, overflow="fold"), *numbers)
+        for row in rows:
+            table.add_row(*row.cells(), end_section=row is rows[-2])
+        _out.print(table)
+    for line in describe_quantize(result):
+        _out.print(line)

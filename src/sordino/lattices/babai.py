@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["compute_factor", "nearest_plane", "plane_codes"]
 
 
+_BLOCK = 128  # columns whose points reach the later targets in one matrix product
+
+
 def nearest_plane(
     weights: ArrayLike,
     gram: ArrayLike,
@@ -73,17 +76,26 @@ def compute_factor(gram: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.ascontiguousarray(factor.T[::-1, ::-1])
 
 
-def plane_codes(problem: Problem) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def plane_codes(
+    problem: Problem, factor: NDArray[np.float64] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Returns codes as floats (overflow leaves NaN or infinity), and which ones limits changed."""
-    factor = compute_factor(problem.gram.matrix)
-    codes = np.empty_like(problem.weights)
+    if factor is None:
+        factor = compute_factor(problem.gram.matrix)
+    size = len(factor)
+    codes = np.empty((size, len(problem.weights)))
     is_clipped = np.zeros(codes.shape, dtype=np.bool_)
+    scales = problem.scales.T
     with np.errstate(over="ignore", invalid="ignore"):
         targets = factor @ problem.weights.T  # (columns, rows): coordinates along the axes
-        for i in range(len(factor)):
-            scales = problem.scales[:, i]
-            free = round_to_codes(targets[i] / (factor[i, i] * scales))
-            codes[:, i] = clip_codes(free, problem.low, problem.high)
-            is_clipped[:, i] = codes[:, i] != free
-            targets[i:] -= np.outer(factor[i:, i], scales * codes[:, i])
-    return codes, is_clipped
+        for start in range(0, size, _BLOCK):
+            stop = min(start + _BLOCK, size)
+            points = np.empty((stop - start, codes.shape[1]))
+            for i in range(start, stop):
+                free = round_to_codes(targets[i] / (factor[i, i] * scales[i]))
+                codes[i] = clip_codes(free, problem.low, problem.high)
+                is_clipped[i] = codes[i] != free
+                points[i - start] = scales[i] * codes[i]
+                targets[i:stop] -= np.outer(factor[i:stop, i], points[i - start])
+            targets[stop:] -= factor[stop:, start:stop] @ points
+    return codes.T, is_clipped.T

@@ -28,6 +28,7 @@ __all__ = [
     "nearest_codes",
     "read_codes",
     "read_gram",
+    "read_layer",
     "read_problem",
     "require_codes",
     "round_to_codes",
@@ -133,10 +134,20 @@ def read_problem(
     high: int | None = None,
 ) -> Problem:
     """Returns the checked problem; raises InvalidParameterError on anything unclear."""
+    return read_layer(weights, read_gram(gram), scales, low, high)
+
+
+def read_layer(
+    weights: ArrayLike,
+    checked_gram: Gram,
+    scales: ArrayLike,
+    low: int | None = None,
+    high: int | None = None,
+) -> Problem:
+    """Returns the checked problem of a layer whose Gram matrix was read already."""
     checked_weights = _read_matrix("weights", weights)
     if float(np.abs(checked_weights).max()) > _LARGEST:
         raise InvalidParameterError(f"weights must be at most {_LARGEST:g} in absolute value.")
-    checked_gram = read_gram(gram)
     columns = checked_weights.shape[1]
     if len(checked_gram.given) != columns:
         raise InvalidParameterError(

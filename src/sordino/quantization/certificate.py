@@ -14,14 +14,14 @@ import numpy as np
 from sordino.core.checks import require_non_negative
 from sordino.core.errors import InvalidParameterError
 from sordino.lattices.babai import compute_factor, plane_codes
-from sordino.lattices.bounds import loss_bound_upper, loss_estimate, squared_lengths
+from sordino.lattices.bounds import loss_bound_upper, loss_estimate
 from sordino.lattices.orders import order_columns
 from sordino.lattices.problem import Problem, nearest_codes, read_codes, read_problem, require_codes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["LayerCertificate", "certify_layer"]
+__all__ = ["LayerCertificate", "certify_layer", "certify_problem"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +80,52 @@ def certify_layer(
         PrecisionError: If a nearest-plane code without limits would lie beyond 2**31.
     """
     problem = read_problem(weights, gram, scales, low, high)
+    columns = order_columns(problem.gram.matrix, order)
+    factor = compute_factor(problem.gram.matrix[np.ix_(columns, columns)])
+    return certify_problem(problem, columns, factor, codes, order=order, damping=damping)
+
+
+def certify_problem(
+    problem: Problem,
+    columns: NDArray[np.intp],
+    factor: NDArray[np.float64],
+    codes: ArrayLike,
+    *,
+    order: str,
+    damping: float,
+) -> LayerCertificate:
+    """Returns `certify_layer` for a matrix that was put in order and factored before.
+
+    Args:
+        problem: Checked, columns as the layer has them.
+        columns: The order that the codes were made in.
+        factor: Of the matrix in that order.
+        codes: Whole numbers within the limits, (rows, columns), columns as the layer has them.
+        order: What the order is called.
+        damping: lam that the caller has added to X^T X.
+
+    Raises:
+        InvalidParameterError: If codes are of a wrong shape or beyond the limits.
+        PrecisionError: If a nearest-plane code without limits would lie beyond 2**31.
+    """
     checked = read_codes(codes, problem.weights.shape)
     _require_limits(checked, problem)
-    columns = order_columns(problem.gram.matrix, order)
-    problem, checked = problem.permuted(columns), checked[:, columns]
-    pivots = np.square(compute_factor(problem.gram.matrix).diagonal())
-    losses = _losses(problem, checked)
-    clipped, is_bounded = _compare_with_plane(problem, checked, losses)
+    checked = checked[:, columns]
+    problem = Problem(
+        problem.weights[:, columns],
+        problem.gram,
+        problem.scales[:, columns],
+        problem.low,
+        problem.high,
+    )
+    pivots = np.square(factor.diagonal())
+    losses, clipped, is_bounded = _compare_with_plane(problem, factor, checked)
+    nearest = _losses(problem, factor, nearest_codes(problem))
     return LayerCertificate(
         bound=float(loss_bound_upper(problem.scales, pivots).sum()),
         predicted=float(loss_estimate(problem.scales, pivots).sum()),
         exact=float(losses.sum()),
-        nearest=float(_losses(problem, nearest_codes(problem)).sum()),
+        nearest=float(nearest.sum()),
         clipped=clipped,
         applies=is_bounded,
         order=order,
@@ -100,27 +134,36 @@ def certify_layer(
 
 
 def _compare_with_plane(
-    problem: Problem, codes: NDArray[np.float64], losses: NDArray[np.float64]
-) -> tuple[int, bool]:
-    """Returns the steps of nearest plane that limits changed, and if the bound covers all rows."""
-    factor = compute_factor(problem.gram.matrix)
-    residuals = ((problem.weights - problem.scales * codes) @ factor.T) / factor.diagonal()
-    is_off = (np.abs(residuals) > 0.5 * problem.scales).any(axis=1)
+    problem: Problem, factor: NDArray[np.float64], codes: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], int, bool]:
+    """Returns each row's loss, the steps that limits changed, and if the bound covers all rows."""
+    along_axes = (problem.weights - problem.scales * codes) @ factor.T
+    losses: NDArray[np.float64] = np.einsum("ri,ri->r", along_axes, along_axes)
+    is_off = (np.abs(along_axes / factor.diagonal()) > 0.5 * problem.scales).any(axis=1)
     if not is_off.any():
-        return 0, True
+        return losses, 0, True
     # Limits changed these rows, or another method made them: run nearest plane on them.
     rest = Problem(
         problem.weights[is_off], problem.gram, problem.scales[is_off], problem.low, problem.high
     )
-    plane, is_clipped = plane_codes(rest)
+    plane, is_clipped = plane_codes(rest, factor)
     plane = require_codes(plane).astype(np.float64)
-    is_covered = ~is_clipped.any(axis=1) & (losses[is_off] <= _losses(rest, plane))
-    return int(is_clipped.sum()), bool(is_covered.all())
+    is_free = ~is_clipped.any(axis=1)
+    # A clipped row has no bound to inherit, so its plane codes need no loss.
+    is_covered = is_free.copy()
+    if is_free.any():
+        free = Problem(rest.weights[is_free], rest.gram, rest.scales[is_free], rest.low, rest.high)
+        is_covered[is_free] = losses[is_off][is_free] <= _losses(free, factor, plane[is_free])
+    return losses, int(is_clipped.sum()), bool(is_covered.all())
 
 
-def _losses(problem: Problem, codes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns each row's loss under the damped gram."""
-    return squared_lengths(problem.weights - problem.scales * codes, problem.gram.matrix)
+def _losses(
+    problem: Problem, factor: NDArray[np.float64], codes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Returns each row's loss under the damped gram: the squared length of L (w - s z)."""
+    along_axes = (problem.weights - problem.scales * codes) @ factor.T
+    losses: NDArray[np.float64] = np.einsum("ri,ri->r", along_axes, along_axes)
+    return losses
 
 
 def _require_limits(codes: NDArray[np.float64], problem: Problem) -> None:

@@ -16,6 +16,14 @@ from sordino.ledger.certificate import compute_certificate, describe_certificate
 from sordino.ledger.ledger import Ledger
 from sordino.ledger.transcript import StepSymbols, TranscriptHeader, read_transcript
 from sordino.models import initial_adapter_tensor, load_model
+from sordino.quantization.provenance import (
+    RECORD,
+    read_record,
+    recompute_privacy,
+)
+from sordino.quantization.provenance import (
+    artefact_digests as quantized_digests,
+)
 from sordino.training.card import render_card
 from sordino.training.finish import artefact_digests
 from sordino.training.replay import initial_tensors, make_space, replay
@@ -53,7 +61,7 @@ class Verification:
 
 
 def verify(
-    run: Annotated[Path, Doc("Run folder made by `sordino tune`.")],
+    run: Annotated[Path, Doc("Folder made by `sordino tune` or `sordino quantize`.")],
     *,
     model: Annotated[
         str | None, Doc("The base model; needed after full fine-tuning, checked if given.")
@@ -63,6 +71,9 @@ def verify(
 
     The transcript is replayed on the base model (an adapter's start follows from the public seed)
     and the weights are compared bit for bit. Nothing private is needed.
+
+    Of a folder of `sordino quantize`: its files, and what its calibration leaves of the claim of
+    the run whose ledger lies in it. Codes are not computed again, for that needs the texts.
 
     Returns:
         Every check with what differs; `is_valid` if nothing does.
@@ -74,6 +85,8 @@ def verify(
         sordino verify run --model embedded
     """
     folder = RunFolder(Path(run))
+    if (folder.path / RECORD).is_file() and not folder.ledger.exists():
+        return _verify_quantized(folder.path)
     if not folder.ledger.is_file():
         raise VerificationError(f"{folder.path} is not a run folder: it has no ledger.jsonl.")
     checks: list[Check] = []
@@ -111,6 +124,34 @@ def verify(
     if model is not None:
         _check(checks, "base model: fingerprint", lambda: _compare_base(ledger, model))
     return Verification(folder.path, tuple(checks), tuple(words))
+
+
+def _verify_quantized(folder: Path) -> Verification:
+    """Returns the checks of a folder of `sordino quantize`."""
+    checks: list[Check] = []
+    record = _check(checks, "record: readable", lambda: read_record(folder))
+    if record is None:
+        return Verification(folder, tuple(checks), ())
+    privacy = _check(
+        checks,
+        "claim: recomputed from the calibration's kind and the run's ledger",
+        lambda: _compare_privacy(folder, record),
+    )
+    _check(checks, "files: as recorded", lambda: _compare_quantized(folder, record))
+    return Verification(folder, tuple(checks), tuple(privacy["lines"] if privacy else ()))
+
+
+def _compare_privacy(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a quantized folder may claim; raises if it says anything else."""
+    privacy = recompute_privacy(folder)
+    if record.get("privacy") != privacy:
+        raise LedgerError(f"{folder / RECORD} claims something else than its calibration leaves.")
+    return privacy
+
+
+def _compare_quantized(folder: Path, record: dict[str, Any]) -> None:
+    """Raises unless the files of a quantized folder are those recorded."""
+    _compare_digests(quantized_digests(folder), record["artefacts_sha256"])
 
 
 def _check(checks: list[Check], what: str, compute: Callable[[], Any]) -> Any:
@@ -160,7 +201,11 @@ def _read_transcript(
 
 def _compare_artefacts(folder: RunFolder, certificate: Certificate) -> None:
     """Raises unless the other files are those of the closing event."""
-    found, recorded = artefact_digests(folder), certificate.artefacts_sha256
+    _compare_digests(artefact_digests(folder), certificate.artefacts_sha256)
+
+
+def _compare_digests(found: dict[str, str], recorded: dict[str, str]) -> None:
+    """Raises with the names of files whose hashes differ."""
     names = sorted(name for name in {*found, *recorded} if found.get(name) != recorded.get(name))
     if names:
         raise LedgerError(f"changed, missing or added since the run: {', '.join(names)}.")

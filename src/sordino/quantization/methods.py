@@ -1,0 +1,171 @@
+"""The table of rounding methods: how one layer becomes codes and scales.
+
+A method is a function from a layer's weights, the geometry of its input and the settings to codes
+and scales. A new one is one more entry of `METHODS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sordino.core.checks import require_in_range, require_integer, require_one_of
+from sordino.core.errors import InvalidParameterError
+from sordino.lattices.bounds import squared_lengths
+from sordino.lattices.orders import ORDERS
+from sordino.lattices.reduction import nearest_plane_reduced
+from sordino.quantization.blocked_gptq import gptq_codes_blocked
+from sordino.quantization.layers import QUANTIZED_BITS
+from sordino.quantization.scales import SCALES, choose_scales, code_limits, spread_scales
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from sordino.quantization.blocked_gptq import InputGeometry
+
+__all__ = ["METHODS", "Method", "QuantizationSettings"]
+
+LATTICE_REDUCTIONS = ("none", "lll")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizationSettings:
+    """How every layer is quantized; all public.
+
+    Args:
+        bits: 2, 4 or 8.
+        group_size: Neighbouring inputs that share a scale; None for a whole row.
+        method: A key of `METHODS`.
+        order: Order of columns, one of `ORDERS`; methods without one ignore it.
+        lattice_reduction: `none`, or `lll`, which needs one scale a row.
+        scales: `absmax` or `searched`, see `choose_scales`.
+        damping: lam as a share of the mean diagonal of the Gram matrix.
+
+    Raises:
+        InvalidParameterError: If a value is out of range or two do not go together.
+    """
+
+    bits: int
+    group_size: int | None
+    method: str
+    order: str
+    lattice_reduction: str
+    scales: str
+    damping: float
+
+    def __post_init__(self) -> None:
+        if self.bits not in QUANTIZED_BITS:
+            raise InvalidParameterError(f"bits must be 2, 4 or 8, got {self.bits!r}.")
+        if self.group_size is not None:
+            require_integer("group_size", self.group_size, 2)
+        require_one_of("method", self.method, tuple(METHODS))
+        require_one_of("order", self.order, ORDERS)
+        require_one_of("scales", self.scales, SCALES)
+        require_in_range("damping", self.damping, 1e-6, 1e3)
+        require_one_of("lattice_reduction", self.lattice_reduction, LATTICE_REDUCTIONS)
+        if self.lattice_reduction == "none":
+            return
+        if self.method != "gptq":
+            raise InvalidParameterError(
+                f"lattice_reduction works on top of method gptq, got method {self.method}."
+            )
+        if self.group_size is not None:
+            raise InvalidParameterError(
+                "lattice_reduction needs one scale a row, since it adds integer multiples of "
+                f"columns to each other; got groups of {self.group_size}. Use --group-size row, or "
+                "--order min-pivot, which is legal with groups."
+            )
+
+    @property
+    def applied_order(self) -> str:
+        """The order in which codes are made: natural where a method rounds weight by weight."""
+        return self.order if METHODS[self.method].has_order else "natural"
+
+    def group_size_of(self, columns: int) -> int:
+        """Returns the group size of a layer with so many inputs."""
+        return columns if self.group_size is None else self.group_size
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to round one layer.
+
+    Args:
+        round: Returns int8 codes (rows, columns) and float16 scales (rows, groups) of weights
+            (rows, columns) in float32. The geometry is None without calibration.
+        needs_calibration: Whether there must be a geometry.
+        has_order: Whether it rounds column after column, in the geometry's order.
+    """
+
+    round: Callable[
+        [torch.Tensor, InputGeometry | None, QuantizationSettings],
+        tuple[torch.Tensor, torch.Tensor],
+    ]
+    needs_calibration: bool
+    has_order: bool
+
+
+def _round_nearest(
+    weights: torch.Tensor,
+    geometry: InputGeometry | None,  # noqa: ARG001 - weights are rounded one by one
+    settings: QuantizationSettings,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rounds every weight by itself."""
+    scales, group_size = _scales_of(weights, settings)
+    low, high = code_limits(settings.bits)
+    rows = weights.double()
+    steps = scales.double().repeat_interleave(group_size, dim=1)
+    # No tie rule is needed: nothing is compared with another way to compute these quotients.
+    return (rows / steps).round_().clamp_(low, high).to(torch.int8), scales
+
+
+def _round_gptq(
+    weights: torch.Tensor, geometry: InputGeometry | None, settings: QuantizationSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rounds column after column, each row guarded; with a reduced lattice where that helps."""
+    if geometry is None:
+        raise InvalidParameterError("method gptq needs calibration inputs, got none.")
+    scales, group_size = _scales_of(weights, settings)
+    low, high = code_limits(settings.bits)
+    rows, steps = weights.double().numpy(), spread_scales(scales, group_size)
+    codes = gptq_codes_blocked(rows, geometry, steps, low, high)
+    if settings.lattice_reduction == "lll":
+        codes = _improve_by_reduction(rows, geometry, steps, codes, (low, high))
+    return torch.from_numpy(codes.astype(np.int8)), scales
+
+
+def _improve_by_reduction(
+    weights: NDArray[np.float64],
+    geometry: InputGeometry,
+    scales: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    limits: tuple[int, int],
+) -> NDArray[np.int64]:
+    """Returns codes from a reduced basis in the rows whose exact loss, clipped, is smaller."""
+    order = geometry.columns
+    reduced = np.empty_like(codes)
+    reduced[:, order], _ = nearest_plane_reduced(
+        weights[:, order], geometry.gram[np.ix_(order, order)], scales[:, order], *limits
+    )
+    losses, plain = (squared_lengths(weights - scales * z, geometry.gram) for z in (reduced, codes))
+    return np.where((losses < plain)[:, None], reduced, codes)
+
+
+def _scales_of(weights: torch.Tensor, settings: QuantizationSettings) -> tuple[torch.Tensor, int]:
+    """Returns the layer's scales and its group size."""
+    group_size = settings.group_size_of(weights.shape[1])
+    scales = choose_scales(
+        weights, bits=settings.bits, group_size=group_size, scales=settings.scales
+    )
+    return scales, group_size
+
+
+METHODS = {
+    "nearest": Method(_round_nearest, needs_calibration=False, has_order=False),
+    "gptq": Method(_round_gptq, needs_calibration=True, has_order=True),
+}

@@ -1,0 +1,120 @@
+"""The model to quantize, as one plain model: adapters merged, packed layers unpacked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sordino.core.errors import InvalidParameterError
+from sordino.ledger.ledger import Ledger
+from sordino.models import PackedLinear, load_adapter, load_model, read_adapter_base
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["QuantizationSource", "open_source"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class QuantizationSource:
+    """A plain model in float32, and where it came from.
+
+    Args:
+        name: The user's words for it, without the folders of this machine.
+        kind: "run" (a folder of `sordino tune`), "adapter" (a PEFT folder) or "model".
+        model: Frozen; nothing but plain layers.
+        tokenizer: Its tokenizer.
+        context_length: Longest input in tokens.
+        fingerprint: SHA-256 of the files quantized.
+        base_fingerprint: SHA-256 of the base's files; None for whole models.
+        ledger: What a Sordino run recorded; None for models made elsewhere.
+    """
+
+    name: str
+    kind: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    context_length: int
+    fingerprint: str
+    base_fingerprint: str | None
+    ledger: Ledger | None
+
+
+def open_source(source: str, *, base: str | None = None) -> QuantizationSource:
+    """Returns the model to quantize.
+
+    Args:
+        source: A folder of `sordino tune`, a PEFT adapter's folder, or anything that `load_model`
+            reads.
+        base: The model that an adapter belongs to; None takes what its folder names.
+
+    Raises:
+        InvalidParameterError: If the base is not the one the run started from, or is given with a
+            whole model.
+        ModelUnavailableError: If a model cannot be read.
+        LedgerError: If the ledger of a run folder is damaged.
+    """
+    folder = Path(source)
+    ledger = Ledger.open(folder / "ledger.jsonl") if (folder / "ledger.jsonl").is_file() else None
+    is_adapter = (folder / "adapter_config.json").is_file()
+    name = folder.name if folder.exists() else source
+    if not is_adapter:
+        if base is not None:
+            raise InvalidParameterError(
+                f"{name} is a whole model, which needs no base. Leave --model out."
+            )
+        loaded = load_model(source, dtype=torch.float32)
+        model, fingerprint, base_fingerprint = loaded.model, loaded.fingerprint, None
+    else:
+        opening = ledger.events[0] if ledger is not None else {}
+        loaded = load_model(
+            base or opening.get("base_model") or read_adapter_base(folder),
+            dtype=torch.float32,
+            base_bits=opening.get("base_bits"),
+        )
+        if ledger is not None and opening.get("base_model_sha256") != loaded.fingerprint:
+            raise InvalidParameterError(
+                f"model {loaded.source} is not the base that this run started from (another "
+                "SHA-256). Give the same files with --model BASE."
+            )
+        base_fingerprint = loaded.fingerprint
+        adapted, fingerprint = load_adapter(_unpacked(loaded.model), folder)
+        model = adapted.merge_and_unload()
+    kind = "run" if ledger is not None else "adapter" if is_adapter else "model"
+    return QuantizationSource(
+        name=name,
+        kind=kind,
+        model=_unpacked(model).requires_grad_(requires_grad=False).eval(),
+        tokenizer=loaded.tokenizer,
+        context_length=loaded.context_length,
+        fingerprint=fingerprint,
+        base_fingerprint=base_fingerprint,
+        ledger=ledger,
+    )
+
+
+def _unpacked(model: PreTrainedModel) -> PreTrainedModel:
+    """Replaces packed layers by plain ones of the values they stand for, in place; returns it."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, PackedLinear):
+            continue
+        weight, bias = module.dequantize(), module.bias
+        plain: torch.nn.Module
+        with torch.random.fork_rng(devices=[]):  # new layers draw weights that are replaced
+            if module.fan_in_fan_out:
+                plain = Conv1D(module.out_features, module.in_features)
+                plain.weight.data = weight.t().contiguous()
+            else:
+                plain = torch.nn.Linear(
+                    module.in_features, module.out_features, bias=bias is not None
+                )
+                plain.weight.data = weight
+        if isinstance(bias, torch.Tensor):
+            plain.bias.data = bias.clone()
+        model.set_submodule(name, plain.requires_grad_(requires_grad=False))
+    return model

@@ -1,0 +1,313 @@
+"""`sordino quantize`: a model in fewer bits, with a certificate for every layer."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from typing_extensions import Doc
+
+from sordino.core.errors import InvalidParameterError
+from sordino.lattices.problem import DAMPING
+from sordino.ledger.durable import replace_file
+from sordino.quantization import formats
+from sordino.quantization.calibration import (
+    CalibrationRun,
+    encode_calibration,
+    read_calibration_texts,
+)
+from sordino.quantization.methods import METHODS, QuantizationSettings
+from sordino.quantization.pipeline import LayerStore, matrix_of, quantize_blocks, select_layers
+from sordino.quantization.provenance import (
+    RECORD,
+    SOURCE_LEDGER,
+    CalibrationSource,
+    artefact_digests,
+    describe_privacy,
+    make_record,
+)
+from sordino.quantization.source import open_source
+from sordino.training.progress import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sordino.quantization.pipeline import FinishedLayer
+    from sordino.quantization.source import QuantizationSource
+
+_SPARE_BYTES = 2**24
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizeResult:
+    """A quantized model on disk.
+
+    Args:
+        output: The folder.
+        record: The file with every layer's certificate.
+        layers: The layers, in the order of the model.
+        kept: Linear layers that stay in full precision, and why.
+        privacy: What may be claimed, as in the record.
+    """
+
+    output: Path
+    record: Path
+    layers: Mapping[str, FinishedLayer]
+    kept: Mapping[str, str]
+    privacy: Mapping[str, Any]
+
+
+def quantize(
+    source: Annotated[
+        str, Doc("Run folder, PEFT adapter, model folder, GGUF file, hub id, or 'embedded'.")
+    ],
+    *,
+    output: Annotated[Path, Doc("Folder to make.")],
+    bits: Annotated[int, Doc("Bits of a weight: 2, 4 or 8.")] = 4,
+    group_size: Annotated[
+        str, Doc("Neighbouring inputs that share a scale: 32, 64, 128, or row.")
+    ] = "64",
+    method: Annotated[str, Doc(f"One of {', '.join(METHODS)}.")] = "gptq",
+    order: Annotated[
+        Literal["natural", "activation", "min-pivot"], Doc("gptq: which column is rounded first.")
+    ] = "min-pivot",
+    lattice_reduction: Annotated[
+        Literal["none", "lll"],
+        Doc("gptq with --group-size row: also try a reduced basis; slow, kept where it helps."),
+    ] = "none",
+    scales: Annotated[
+        Literal["absmax", "searched"],
+        Doc("Scales that clip no weight, or those with the smallest error of the weights."),
+    ] = "searched",
+    calibration: Annotated[
+        str | None,
+        Doc("JSONL, CSV, TSV, Parquet or TXT (a text a line), or none; gptq needs a file."),
+    ] = None,
+    calibration_is_public: Annotated[
+        bool, Doc("Declare that the calibration texts are public; else a run's claim is void.")
+    ] = False,
+    calibration_sequences: Annotated[int, Doc("Texts used, from the first on.")] = 128,
+    calibration_length: Annotated[int, Doc("Tokens used of each text.")] = 512,
+    damping: Annotated[float, Doc("Share of the Gram's mean diagonal added to it.")] = DAMPING,
+    model: Annotated[
+        str | None, Doc("Base of an adapter; default: what its folder or its ledger names.")
+    ] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        Literal["compressed-tensors", "gguf"], Doc("Files to write.")
+    ] = "compressed-tensors",
+) -> QuantizeResult:
+    """Rounds a model's linear layers to few bits, with a certificate for each of them.
+
+    Adapters are merged first. Embeddings and the output layer stay as they are. Finished blocks are
+    kept in OUTPUT.partial: the same command goes on behind them.
+
+    Returns:
+        Layers, certificates, and what may be claimed of privacy.
+
+    Raises:
+        InvalidParameterError: If settings do not go together, or the output exists.
+        InvalidDataError: If the calibration file cannot be used.
+        ModelUnavailableError: If the model cannot be read.
+
+    Example:
+        sordino quantize embedded --calibration texts.jsonl --calibration-is-public --output small
+    """
+    output = Path(output)
+    settings = QuantizationSettings(
+        bits=bits,
+        group_size=_read_group_size(group_size),
+        method=method,
+        order=order,
+        lattice_reduction=lattice_reduction,
+        scales=scales,
+        damping=damping,
+    )
+    groups = [] if settings.group_size is None else [settings.group_size]
+    formats.require_writable(format, bits=bits, group_sizes=groups)
+    texts = _read_calibration(calibration, method, is_public=calibration_is_public)
+    _require_new(output)
+    opened = open_source(source, base=model)
+    layers, kept = select_layers(opened.model, settings)
+    widths = {matrix_of(module).shape[1] for block in layers for module in block.values()}
+    formats.require_writable(format, bits=bits, group_sizes=map(settings.group_size_of, widths))
+    _require_space(output, opened, layers)
+    found = CalibrationSource(kind="none")
+    sequences: list[list[int]] = []
+    if texts is not None:
+        sequences = encode_calibration(
+            texts,
+            opened.tokenizer,
+            num_sequences=calibration_sequences,
+            max_length=min(calibration_length, opened.context_length),
+        )
+        found = CalibrationSource(
+            kind="public" if calibration_is_public else "private",
+            sha256=_sha256(Path(str(calibration))),
+            num_sequences=len(sequences),
+            num_tokens=sum(map(len, sequences)),
+        )
+    privacy = describe_privacy(opened.ledger, found)  # refuses before hours of work
+    store = LayerStore(
+        output.with_name(output.name + ".partial"),
+        asdict(settings)
+        | asdict(found)
+        | {
+            "model": [opened.fingerprint, opened.base_fingerprint],
+            "sequences": sequences and _digest_tokens(sequences),
+            "sordino_version": version("sordino"),
+        },
+    )
+    finished, unreached = _run(opened, layers, settings, sequences, store)
+    kept |= unreached
+    record = _write(
+        output,
+        opened,
+        format,
+        finished,
+        store,
+        parts={
+            "settings": asdict(settings),
+            "calibration": asdict(found),
+            "privacy": privacy,
+            "kept": kept,
+        },
+    )
+    return QuantizeResult(output, record, finished, kept, privacy)
+
+
+def _run(
+    opened: QuantizationSource,
+    layers: list[dict[str, Any]],
+    settings: QuantizationSettings,
+    sequences: list[list[int]],
+    store: LayerStore,
+) -> tuple[dict[str, FinishedLayer], dict[str, str]]:
+    """Returns all quantized layers, with a progress bar."""
+    run = None
+    if sequences:
+        run = CalibrationRun(opened.model, sequences, pad_id=opened.tokenizer.pad_token_id)
+    with progress("quantize: blocks", len(layers)) as advance:
+        return quantize_blocks(layers, run, settings, store, advance=advance)
+
+
+def _write(
+    output: Path,
+    opened: QuantizationSource,
+    format_name: str,
+    finished: Mapping[str, FinishedLayer],
+    store: LayerStore,
+    *,
+    parts: dict[str, Any],
+) -> Path:
+    """Writes the output folder; it appears whole or not at all. Returns its record."""
+    result = store.folder / "result"
+    with suppress(FileNotFoundError):
+        shutil.rmtree(result)  # of a crash while writing
+    result.mkdir()
+    codes = {name: item.layer for name, item in finished.items()}
+    formats.write(format_name, result, opened.model, codes, opened.tokenizer)
+    head = None
+    if opened.ledger is not None:
+        head = opened.ledger.head
+        shutil.copyfile(opened.ledger.path, result / SOURCE_LEDGER)
+    record = make_record(
+        sordino_version=version("sordino"),
+        source={
+            "name": opened.name,
+            "kind": opened.kind,
+            "sha256": opened.fingerprint,
+            "base_sha256": opened.base_fingerprint,
+            "ledger_head": head,
+        },
+        format=format_name,
+        **parts,
+        layers=[_layer_record(item) for item in finished.values()],
+        artefacts_sha256=artefact_digests(result),
+    )
+    replace_file(result / RECORD, record)
+    if output.exists():  # empty, as was checked
+        output.rmdir()
+    result.replace(output)
+    store.remove()
+    return output / RECORD
+
+
+def _layer_record(item: FinishedLayer) -> dict[str, Any]:
+    """Returns one layer for the record."""
+    layer = item.layer
+    rows, columns = layer.codes.shape
+    return {
+        "name": layer.name,
+        "shape": [rows, columns],
+        "bits": layer.bits,
+        "group_size": layer.group_size,
+        "num_bytes": layer.num_bytes,
+        "certificate": None if item.certificate is None else asdict(item.certificate),
+    }
+
+
+def _read_group_size(group_size: str | int) -> int | None:
+    """Returns the number of inputs in a group; None for a row."""
+    if str(group_size) == "row":
+        return None
+    if str(group_size) not in {"32", "64", "128"}:
+        raise InvalidParameterError(f"group_size must be 32, 64, 128 or row, got {group_size!r}.")
+    return int(group_size)
+
+
+def _read_calibration(
+    calibration: str | Path | None, method: str, *, is_public: bool
+) -> list[str] | None:
+    """Returns the calibration texts; None without any. Nothing is taken that was not named."""
+    is_none = calibration is None or str(calibration) == "none"
+    if is_none and METHODS[method].needs_calibration:
+        raise InvalidParameterError(
+            f"method {method} needs calibration texts: name a file with --calibration FILE, and "
+            "--calibration-is-public if it holds nothing private. --method nearest needs none."
+        )
+    if is_none and is_public:
+        raise InvalidParameterError("calibration_is_public needs a file: --calibration FILE.")
+    return None if is_none else read_calibration_texts(str(calibration))
+
+
+def _require_new(output: Path) -> None:
+    """Raises unless the output folder is absent or empty."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InvalidParameterError(
+            f"output {output} exists already and nothing in it is overwritten. Choose another "
+            "folder."
+        )
+
+
+def _require_space(output: Path, opened: QuantizationSource, layers: list[dict[str, Any]]) -> None:
+    """Raises unless the disk has room for finished blocks and the output."""
+    quantized = sum(matrix_of(m).numel() for block in layers for m in block.values())
+    others = sum(p.numel() for p in opened.model.parameters()) - quantized
+    # A byte a code until all are done, then at most as much again; scales are in the spare third.
+    needed = math.ceil(2.67 * quantized) + 4 * others + _SPARE_BYTES
+    parent = next(p for p in output.absolute().parents if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise InvalidParameterError(
+            f"no space left for the output: {parent} has {free / 1e6:.0f} MB free and about "
+            f"{needed / 1e6:.0f} MB are needed. Nothing was written."
+        )
+
+
+def _digest_tokens(sequences: list[list[int]]) -> str:
+    """Returns a hash of the token lists."""
+    return hashlib.sha256(repr(sequences).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    """Returns the hash of a file; of a folder, that of its files' hashes and names."""
+    if path.is_dir():
+        return hashlib.sha256(repr(artefact_digests(path)).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
