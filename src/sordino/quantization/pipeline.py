@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -168,6 +168,7 @@ def quantize_blocks(
     store: LayerStore,
     *,
     advance: Callable[[int], None],
+    bits: Mapping[str, int] | None = None,
     release_gram: ReleaseGram | None = None,
 ) -> tuple[dict[str, FinishedLayer], dict[str, str]]:
     """Returns all quantized layers, and why others stay; the model then holds their values.
@@ -178,6 +179,7 @@ def quantize_blocks(
         settings: How to round.
         store: Keeps finished blocks.
         advance: Called with the number of finished blocks.
+        bits: Of layers that differ from the settings, by name.
         release_gram: Makes the Gram matrix of an input from those of its sequences, for private
             calibration; None takes their sum, as it is.
     """
@@ -186,7 +188,11 @@ def quantize_blocks(
     for number, block in enumerate(layers):
         done = store.load(number)
         if done is None:
-            done = list(_quantize_block(number, block, run, settings, release_gram))
+            own = {
+                name: replace(settings, bits=(bits or {}).get(name, settings.bits))
+                for name in block
+            }
+            done = list(_quantize_block(number, block, run, own, release_gram))
             store.save(number, done)
         for item in done:
             finished[item.layer.name] = item
@@ -208,13 +214,13 @@ def _quantize_block(
     number: int,
     block: dict[str, nn.Module],
     run: CalibrationRun | None,
-    settings: QuantizationSettings,
+    settings: dict[str, QuantizationSettings],
     release_gram: ReleaseGram | None,
 ) -> Iterator[FinishedLayer]:
-    """Yields the layers of one block."""
+    """Yields the layers of one block, each by its own settings."""
     if run is None:
         for name, module in block.items():
-            yield _quantize_layer(name, module, None, settings)
+            yield _quantize_layer(name, module, None, settings[name])
         return
     groups = run.shared_inputs(number, block)
     leaders = {names[0]: block[names[0]] for names in groups}
@@ -228,9 +234,10 @@ def _quantize_block(
     for names in groups:
         # Popped, so that one input's matrices are freed before the next one is factored.
         gram = grams.pop(names[0])
-        geometry = damped_geometry(gram, settings.applied_order, settings.damping)
+        shared = settings[names[0]]
+        geometry = damped_geometry(gram, shared.applied_order, shared.damping)
         for name in names:
-            yield _quantize_layer(name, block[name], geometry, settings)
+            yield _quantize_layer(name, block[name], geometry, settings[name])
 
 
 def _quantize_layer(

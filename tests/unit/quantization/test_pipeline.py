@@ -72,6 +72,23 @@ def test_gptq_beats_nearest_in_every_layer(tmp_path: Path) -> None:
         assert item.certificate.exact < item.certificate.nearest
 
 
+def test_layers_may_differ_in_bits(tmp_path: Path) -> None:
+    """Bits by name go before those of the settings, with and without calibration."""
+    for method in ("nearest", "gptq"):
+        model = make_model("llama")
+        settings = make_settings(method=method)
+        layers, _ = select_layers(model, settings)
+        names = [name for block in layers for name in block]
+        bits = {names[0]: 2, names[-1]: 8}
+        run = CalibrationRun(model, SEQUENCES, pad_id=0) if method == "gptq" else None
+        store = LayerStore(tmp_path / method, {})
+        finished, _ = quantize_blocks(
+            layers, run, settings, store, advance=lambda _: None, bits=bits
+        )
+        found = {name: item.layer.bits for name, item in finished.items()}
+        assert found == dict.fromkeys(names, 4) | bits
+
+
 def test_nearest_without_calibration_has_no_certificate(tmp_path: Path) -> None:
     """The codes are those that it makes with calibration."""
     _, finished, _ = run_pipeline("llama", tmp_path / "a", method="nearest", calibrated=False)
