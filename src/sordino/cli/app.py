@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from sordino.accounting.inference_risk import Risk, risk
+from sordino.cli.access import make_access_app
 from sordino.cli.commands import EXIT_CONTRADICTED, EXIT_FAILED, make_command
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def _register() -> None:
     for function, show in commands.items():
         example = _EXAMPLES.get(function.__name__)
         app.command(name=function.__name__)(make_command(function, show, example=example))
+    app.add_typer(make_access_app(_out), name="access")
 
 
 _register()

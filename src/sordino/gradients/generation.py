@@ -125,8 +125,8 @@ def generate_texts(
             _end_tokens(language_model, tokenizer),
             [kept[index] for index in batch],
             decoding,
-            [_generator(seed, index) for index in batch],
-            _Stopper(tokenizer, is_finished, len(batch)),
+            generators=[_generator(seed, index) for index in batch],
+            stopper=_Stopper(tokenizer, is_finished, len(batch)),
         )
         texts = tokenizer.batch_decode(
             rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -217,6 +217,7 @@ def _continue(
     end_tokens: Sequence[int],
     prompts: Sequence[list[int]],
     decoding: Decoding,
+    *,
     generators: Sequence[torch.Generator],
     stopper: _Stopper,
 ) -> list[list[int]]:

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import chi2
 
 from helpers_tiny_models import END, VOCABULARY, make_model
+from sordino.core.errors import InvalidParameterError, PrecisionError
 from sordino.gradients.generation import (
     Decoding,
     _Chooser,
@@ -18,7 +19,6 @@ from sordino.gradients.generation import (
     generate_texts,
     keep_likeliest,
 )
-from sordino.core.errors import InvalidParameterError, PrecisionError
 from sordino.gradients.objectives import LanguageModel
 from sordino.models import add_lora, trainable_tensors
 
