@@ -34,6 +34,7 @@ class NoEnd:
     eos_token_id = None
 
     def batch_decode(self, rows: list[list[int]], **_: object) -> list[str]:
+        """Returns texts."""
         return [" ".join(map(str, row)) for row in rows]
 
 

@@ -7,6 +7,7 @@ wording is never taken for this one's.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -32,22 +33,27 @@ class AnswerFile:
         made_by: What decides the answers beside the questions: model, settings.
 
     Raises:
-        InvalidDataError: If the file holds answers of something else, or a damaged line that is not
-            the last one.
+        InvalidDataError: If the file holds answers of something else or a damaged line that is not
+            the last one, or another process writes it.
     """
 
     def __init__(self, path: Path, made_by: Mapping[str, Any]) -> None:
         self._path = path
         self._header = {"made_by": hashlib.sha256(canonical_json(dict(made_by))).hexdigest()}
-        self._answers = self._read()
         is_new = not path.exists()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE_FILE_MODE)
         self._file = os.fdopen(descriptor, "w", encoding="utf-8")
-        os.fchmod(descriptor, PRIVATE_FILE_MODE)  # whatever it was before
-        if os.fstat(descriptor).st_size == 0:
-            self._write([self._header])
-        if is_new:
-            flush_folder(path.parent)
+        try:
+            self._lock()
+            os.fchmod(descriptor, PRIVATE_FILE_MODE)  # whatever it was before
+            self._answers = self._read()
+            if os.fstat(descriptor).st_size == 0:
+                self._write([self._header])
+            if is_new:
+                flush_folder(path.parent)
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +83,20 @@ class AnswerFile:
         )
         self._answers |= {(question.id, digest): answer for question, digest, answer in found}
 
+    def _lock(self) -> None:
+        """Keeps others away until the file is closed, whatever ends this process.
+
+        Raises:
+            InvalidDataError: If another process has it.
+        """
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InvalidDataError(
+                f"{self._path}: another process is writing answers there. Wait for it, or choose "
+                "another output folder."
+            ) from None
+
     def _write(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Appends lines, flushed to disk. Lone surrogates survive as escapes."""
         for entry in entries:
@@ -86,10 +106,7 @@ class AnswerFile:
 
     def _read(self) -> dict[tuple[str, str], str]:
         """Returns the stored answers; cuts a last line off that a crash tore."""
-        try:
-            content = self._path.read_bytes()
-        except FileNotFoundError:
-            return {}
+        content = self._path.read_bytes()
         end = content.rfind(b"\n") + 1
         if end < len(content):
             os.truncate(self._path, end)

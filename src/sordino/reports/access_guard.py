@@ -149,8 +149,8 @@ def _find_table(policy: Path) -> Path:
     named = tomllib.loads(policy.read_text(encoding="utf-8")).get("people_file")
     if named is None:
         raise InvalidDataError(
-            f"{policy}: names no people_file, so the table whose values are guarded must be given "
-            "with --employees."
+            f"{policy}: its people stand in the file itself, and the guard needs a table of their "
+            "values. Name one with people_file, instead of [people]."
         )
     return policy.parent / str(named)
 

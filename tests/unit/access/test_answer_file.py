@@ -89,3 +89,14 @@ def test_the_digest_tells_questions_apart() -> None:
     assert digest_questions([QUESTION, OTHER]) == digest_questions([OTHER, QUESTION])
     for change in ({"prompt": "x"}, {"expected": ["1"]}, {"kind": "malicious"}, {"id": "z"}):
         assert digest_questions([replace(QUESTION, **change)]) != digest_questions([QUESTION])
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "answers"
+    with (
+        AnswerFile(path, MADE_BY),
+        pytest.raises(InvalidDataError, match="another process"),
+    ):
+        AnswerFile(path, MADE_BY)
+    with AnswerFile(path, MADE_BY):
+        pass
