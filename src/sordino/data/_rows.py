@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _LOOKS_LIKE_A_NAME = re.compile(r"[^\W\d][\w-]{0,39}")
 _MOST_NAMES = 20
-_USED = ("text", "label", "prompt", "completion")
+_USED = ("text", "label", "prompt", "completion", "forbidden")
 
 
 @dataclass(frozen=True, slots=True)

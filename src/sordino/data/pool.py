@@ -38,6 +38,7 @@ class Record:
             for prompts alone.
         line: Line in a text file, row elsewhere; from 1.
         unit: Whose record it is, where several records belong to one person; None elsewhere.
+        forbidden: Completion: texts that an answer must not hold, where they were asked for.
     """
 
     prompt: str
@@ -45,6 +46,7 @@ class Record:
     references: tuple[str, ...]
     line: int
     unit: str | None = None
+    forbidden: tuple[str, ...] = ()
 
 
 def read_records(
@@ -53,6 +55,7 @@ def read_records(
     kind: str | None = None,
     min_records: int = 2,
     unit_column: str | None = None,
+    with_forbidden: bool = False,
 ) -> list[Record]:
     """Returns the records of a file, in its order.
 
@@ -68,6 +71,8 @@ def read_records(
         min_records: Fewest records allowed.
         unit_column: Column that names whose record it is (string or whole number); None: nobody is
             named, and each record stands for itself.
+        with_forbidden: Whether to read the column forbidden of completions too: a string or a list
+            of strings, null or an empty list for none.
 
     Raises:
         InvalidDataError: If the file, a row or a value cannot be used; says where.
@@ -89,6 +94,8 @@ def read_records(
         record = _to_record(table, line, row, found)
         if unit_column is not None:
             record = replace(record, unit=_require_unit(table, line, row, unit_column))
+        if with_forbidden and found == "completion":
+            record = replace(record, forbidden=_forbidden_texts(table, line, row))
         records.append(record)
     if len(records) < min_records:
         count = {0: "no records", 1: "only one record"}.get(len(records), f"{len(records)} records")
@@ -196,6 +203,15 @@ def _to_record(table: Table, line: int, row: Mapping[str, Any], kind: str) -> Re
         raise InvalidDataError(f"{table.at(line)}: the column completion is an empty list.")
     references = tuple(_require_text(table, line, "completion", text) for text in completions)
     return Record(prompt, None, references, line)
+
+
+def _forbidden_texts(table: Table, line: int, row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what the completion of a row must not hold; nothing where the column is absent."""
+    texts = row.get("forbidden")
+    if texts is None:
+        return ()
+    entries = texts if isinstance(texts, list) else [texts]
+    return tuple(_require_text(table, line, "forbidden", text) for text in entries)
 
 
 def _require_text(table: Table, line: int, column: str, value: object) -> str:
