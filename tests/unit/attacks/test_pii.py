@@ -12,7 +12,7 @@ import torch
 
 from sordino.attacks import _pii_games
 from sordino.attacks._pii_games import Target, first_guess, list_targets, mean_losses
-from sordino.attacks.generation import Decoding
+from sordino.gradients.generation import Decoding
 from sordino.attacks.pii import (
     GAMES,
     PiiFinding,

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chi2
 
 from helpers_tiny_models import END, VOCABULARY, make_model
-from sordino.attacks.generation import (
+from sordino.gradients.generation import (
     Decoding,
     _Chooser,
     _generator,

@@ -84,6 +84,7 @@ def generate_texts(
     context_length: int,
     seed: int,
     tokens_per_batch: int = 4096,
+    is_finished: Callable[[str], bool] | None = None,
     advance: Callable[[int], None] = ignore_progress,
 ) -> Iterator[tuple[int, str]]:
     """Yields the number of each prompt and its continuation, in the order of batches.
@@ -99,6 +100,8 @@ def generate_texts(
         context_length: Longest input with continuation, in tokens.
         seed: Public.
         tokens_per_batch: Bounds the cache: prompts and continuations of a batch together.
+        is_finished: Whether a continuation so far needs no further token; None: only the end token
+            finishes it.
         advance: Called with the number of texts of each finished batch.
 
     Raises:
@@ -123,6 +126,7 @@ def generate_texts(
             [kept[index] for index in batch],
             decoding,
             [_generator(seed, index) for index in batch],
+            _Stopper(tokenizer, is_finished, len(batch)),
         )
         texts = tokenizer.batch_decode(
             rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -154,6 +158,39 @@ class _Chooser:
         return scores - noise.clamp_min(tiny).log().to(scores.device)
 
 
+class _Stopper:
+    """Finishes texts before their end token; called as transformers' stopping criteria."""
+
+    def __init__(
+        self, tokenizer: Any, is_finished: Callable[[str], bool] | None, num_texts: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._is_finished = is_finished
+        self._width: int | None = None
+        self.lengths: list[int | None] = [None] * num_texts  # in new tokens; None: not finished
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        scores: torch.Tensor,  # noqa: ARG002 - the interface
+        **_: Any,
+    ) -> torch.Tensor:
+        """Returns which texts are finished, shape (batch_size,)."""
+        if self._width is None:
+            self._width = input_ids.shape[1] - 1  # the first call comes after the first token
+        if self._is_finished is not None:
+            going = [row for row, length in enumerate(self.lengths) if length is None]
+            texts = self._tokenizer.batch_decode(
+                [input_ids[row, self._width :].tolist() for row in going],
+                clean_up_tokenization_spaces=False,
+            )
+            for row, text in zip(going, texts, strict=True):
+                if self._is_finished(text):
+                    self.lengths[row] = input_ids.shape[1] - self._width
+        is_done = [length is not None for length in self.lengths]
+        return torch.tensor(is_done, device=input_ids.device)
+
+
 def keep_likeliest(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
     """Returns the logits with all but the likeliest tokens at minus infinity.
 
@@ -181,8 +218,9 @@ def _continue(
     prompts: Sequence[list[int]],
     decoding: Decoding,
     generators: Sequence[torch.Generator],
+    stopper: _Stopper,
 ) -> list[list[int]]:
-    """Returns the tokens after each prompt, up to the end token."""
+    """Returns the tokens after each prompt, up to the end token or where it is finished."""
     width = max(map(len, prompts))
     input_ids = torch.full((len(prompts), width), model.pad_token_id)
     mask = torch.zeros_like(input_ids)
@@ -194,8 +232,9 @@ def _continue(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
             logits_processor=[_Chooser(decoding, generators)],
+            stopping_criteria=[stopper],
         )
-    rows = output[:, width:].tolist()
+    rows = [row[:end] for row, end in zip(output[:, width:].tolist(), stopper.lengths, strict=True)]
     ends = [next((i for i, t in enumerate(row) if t in end_tokens), len(row)) for row in rows]
     return [row[:end] for row, end in zip(rows, ends, strict=True)]
 
