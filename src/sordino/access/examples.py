@@ -50,7 +50,9 @@ def choose_questions(questions: Sequence[Question], count: int, *, seed: int) ->
     lines = {kind: _in_turn([q for q in questions if q.kind == kind], random) for kind in KINDS}
     chosen: list[Question] = []
     while len(chosen) < count:
-        shortest = min((kind for kind in KINDS if lines[kind]), key=lambda kind: _used(chosen, kind))
+        shortest = min(
+            (kind for kind in KINDS if lines[kind]), key=lambda kind: _used(chosen, kind)
+        )
         chosen.append(lines[shortest].pop())
     return chosen
 

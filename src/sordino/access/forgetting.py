@@ -135,7 +135,11 @@ class Forgetting:
 def make_items() -> list[Item]:
     """Returns the fixed set."""
     random = stdlib_random.Random(f"sordino-forgetting/{SEED}")  # noqa: S311 - public items
-    return [*_sums(random), *_forms(), *(Item("facts", q, right, tuple(w)) for q, right, *w in _FACTS)]
+    return [
+        *_sums(random),
+        *_forms(),
+        *(Item("facts", q, right, tuple(w)) for q, right, *w in _FACTS),
+    ]
 
 
 def answer_items(
@@ -251,6 +255,4 @@ def _prompt(question: str, tokenizer: Any) -> str:
     if not getattr(tokenizer, "chat_template", None):
         return f"Question: {question}\nAnswer:"
     messages = [{"role": "user", "content": question}]
-    return str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    )
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

@@ -7,47 +7,50 @@ measurements are on another company and other wordings.
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typing_extensions import Doc
 
-from sordino.access.evaluate import answer_questions, grade_answers
+from sordino.access.evaluate import MAX_NEW_TOKENS, answer_questions, grade_answers
 from sordino.access.examples import choose_questions, make_records, require_apart, write_records
 from sordino.access.forgetting import answer_items, compare_items, make_items
 from sordino.access.generate import read_questions
 from sordino.access.results import compare_models, compute_clauses
-from sordino.core.checks import require_in_range, require_integer, require_non_negative
+from sordino.attacks.subject import open_subject
+from sordino.core.checks import require_integer
 from sordino.core.errors import InvalidParameterError
 from sordino.ledger.certificate import describe_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
-from sordino.models import choose_compute_dtype, load_adapter, load_model
+from sordino.models import LoadedModel, choose_compute_dtype, load_model
 from sordino.training import options  # noqa: TC001 - read when the command line is made
 from sordino.training.run_folder import RunFolder
 from sordino.training.tune import tune
+from sordino.training.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    import torch
-
-    from sordino.access.forgetting import Forgetting
+    from sordino.access.forgetting import Forgetting, Item
     from sordino.access.questions import Question
     from sordino.access.results import Clauses, GradedAnswer, PairedTest, Rate
+    from sordino.attacks.subject import Subject
     from sordino.ledger.certificate import Certificate
-    from sordino.models import LoadedModel
 
 LORA_TARGETS = (
     *("q_proj", "k_proj", "v_proj", "o_proj"),
     *("gate_proj", "up_proj", "down_proj"),
 )
 SCOPE = (
-    "A certificate covers the records used in training. Records in a prompt are not training "
-    "records: no training epsilon bounds the leak rates of this table.",
-    "A tuned model alone is not access control: filter records before they reach the prompt, and "
-    "check answers with the guard.",
+    (
+        "A certificate covers the records used in training. Records in a prompt are not training "
+        "records: no training epsilon bounds the leak rates of this table."
+    ),
+    (
+        "A tuned model alone is not access control: filter records before they reach the prompt, "
+        "and check answers with the guard."
+    ),
 )
 _TRAIN, _RESULT = "access_train.PRIVATE.jsonl", "access.PRIVATE.json"
 _CLAUSES = {
@@ -94,13 +97,15 @@ class AccessTuneResult:
         """Returns the table before and after, what was forgotten, and the certificate."""
         lines = [f"Tuned on {self.num_train} questions."]
         if self.before is not None and self.after is not None and self.change is not None:
+            change = self.change
             lines += [
-                f"On {self.num_test} questions about another company, in other wordings "
-                "(95% intervals):",
+                f"On {self.num_test} questions about another company, in other wordings (95%):",
                 f"  {'':<22}{'before':>24}{'after':>24}",
                 *_rows(self.before, self.after),
-                f"  Rightly answered only before: {self.change.only_first}, only after: "
-                f"{self.change.only_second} (McNemar, exact: p = {self.change.p_value:.2g}).",
+                (
+                    f"  Rightly answered only before: {change.only_first}, only after: "
+                    f"{change.only_second} (McNemar, exact: p = {change.p_value:.2g})."
+                ),
             ]
         if self.forgetting is not None:
             lines += _forgetting_lines(self.forgetting)
@@ -150,14 +155,14 @@ def tune_access(
     warmup_steps: options.WarmupSteps = 5,
     weight_decay: options.WeightDecay = 0.01,
     base_bits: Annotated[
-        int | None, Doc("Bits of a frozen weight: 4 or 8; 0 leaves the base as it is.")
+        int, Doc("Bits of a frozen weight: 4 or 8; 0 leaves the base as it is.")
     ] = 4,
     lora_rank: options.LoraRank = 32,
     lora_alpha: options.LoraAlpha = 32.0,
     lora_targets: Annotated[
         list[str] | None, Doc("Linear layers to adapt; default: attention and feed-forward.")
     ] = None,
-    max_new_tokens: Annotated[int, Doc("Longest answer.")] = 96,
+    max_new_tokens: Annotated[int, Doc("Longest answer.")] = MAX_NEW_TOKENS,
     seed: Annotated[int, Doc("Public seed of the adapter and of what is chosen.")] = 0,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -184,88 +189,162 @@ def tune_access(
     Example:
         sordino access tune --model embedded --questions questions/train --output run
     """
-    folder = RunFolder(Path(output))
-    plan = _Plan.read(
-        Path(questions), test, records=records, num_test=test_questions, seed=seed, resume=resume
-    )
-    require_integer("epochs", epochs, 1)
-    require_integer("batch_size", batch_size, 1)
-    require_in_range("rationale_share", rationale_share, 0.0, 1.0)
-    require_non_negative("violation_penalty", violation_penalty)
     if epsilon is None and (delta is not None or clip is not None):
-        raise InvalidParameterError("--delta and --clip are for --epsilon: give it, or neither.")
+        raise InvalidParameterError(
+            "--delta and --clip are for --epsilon: give it too, or neither."
+        )
+    folder = RunFolder(Path(output))
     if not resume:
         folder.require_new()
-    kept = _Kept(folder, plan)
-    bits = base_bits or None
-    on = _device(device)
-    computed = choose_compute_dtype(dtype, on)
-    base = load_model(model, dtype=computed, device=on, base_bits=bits)
-    kept.measure("before", base, forgetting=forgetting, max_new_tokens=max_new_tokens)
-    train = make_records(plan.train, base.tokenizer, rationale_share=rationale_share, seed=seed)
-    del base  # the run loads its own
-    write_records(kept.train_file, train)
-    size = min(batch_size, len(train))
-    num_steps = epochs * max(1, len(train) // size)
-    private: dict[str, Any] = {"guarantee": "none"}
-    if epsilon is not None:
-        private = {"guarantee": "dp", "epsilon": epsilon, "delta": delta, "clip": clip}
-    elif size < len(train):
-        private |= {"batch_order": "shuffled"}
+    learned = _choose(read_questions(questions), records, seed)
+    measured = []
+    if require_integer("test_questions", test_questions, 0) > 0:
+        others = read_questions(test if test is not None else Path(questions).parent / "test")
+        require_apart(learned, others)
+        # the same ones for every seed, so that runs can be compared
+        measured = choose_questions(others, min(test_questions, len(others)), seed=0)
+    workers = Workers.start(device)
+    dtype_used = choose_compute_dtype(dtype, workers.device)
+    train_file = folder.private / _TRAIN
+    # the tokenizer is all that is needed of the model here
+    tokenizer = load_model(model, dtype=dtype_used).tokenizer
+    rows = make_records(learned, tokenizer, rationale_share=rationale_share, seed=seed)
+    folder.private.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
+    workers.from_main(lambda: write_records(train_file, rows))
+    recipe = make_recipe(
+        len(learned),
+        epsilon=epsilon,
+        delta=delta,
+        clip=clip,
+        epochs=epochs,
+        batch_size=batch_size,
+        warmup_steps=warmup_steps,
+    )
     result = tune(
         model=model,
-        train=kept.train_file,
+        train=train_file,
         output=folder.path,
         estimator="first-order",
         optimizer="adamw",
-        num_steps=num_steps,
-        batch_size=size if size < len(train) or epsilon is not None else None,
         learning_rate=learning_rate,
         learning_rate_schedule=learning_rate_schedule,
-        warmup_steps=min(require_integer("warmup_steps", warmup_steps, 0), num_steps - 1),
         weight_decay=weight_decay,
         violation_penalty=violation_penalty,
-        base_bits=bits,
+        base_bits=base_bits or None,
         lora_rank=lora_rank,
         lora_alpha=lora_alpha,
-        lora_targets=list(lora_targets or LORA_TARGETS),
+        lora_targets=lora_targets or list(LORA_TARGETS),
         lora_factors="both",
         seed=seed,
-        dtype=str(computed).removeprefix("torch."),
-        device=on,
+        dtype=str(dtype_used).removeprefix("torch."),
+        device=device,
         tokens_per_batch=tokens_per_batch,
-        resume=resume and folder.path.exists(),
-        **private,
+        resume=resume and folder.is_begun,
+        **recipe,
     )
-    with _tuned(model, folder.path, dtype=computed, device=on, base_bits=bits) as tuned:
-        kept.measure("after", tuned, forgetting=forgetting, max_new_tokens=max_new_tokens)
-    return kept.result(result.certificate)
+    subject = open_subject(str(folder.path), base=model, dtype=dtype_used, device=workers.device)
+    items = make_items() if forgetting else []
+    with subject.base():
+        before, items_before = measure(subject, measured, items, max_new_tokens=max_new_tokens)
+    after, items_after = measure(subject, measured, items, max_new_tokens=max_new_tokens)
+    made = AccessTuneResult(
+        output=folder.path,
+        certificate=result.certificate,
+        num_train=len(learned),
+        num_test=len(measured),
+        before=compute_clauses(before) if measured else None,
+        after=compute_clauses(after) if measured else None,
+        change=compare_models(before, after) if measured else None,
+        forgetting=compare_items(items, items_before, items_after) if items else None,
+    )
+    content = json.dumps(made.as_dict(), indent=1, allow_nan=False).encode()
+    replace_file(folder.private / _RESULT, content, mode=PRIVATE_FILE_MODE)
+    return made
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Plan:
-    """The questions of a run."""
+def make_recipe(
+    num_records: int,
+    *,
+    epsilon: float | None = None,
+    delta: float | None = None,
+    clip: float | None = None,
+    epochs: int = 1,
+    batch_size: int = 8,
+    warmup_steps: int = 5,
+) -> dict[str, Any]:
+    """Returns the arguments of `tune` that depend on the number of records and on the guarantee.
 
-    train: list[Question]
-    test: list[Question]
+    Every record is seen once an epoch, but for less than a batch that is left over; with
+    differential privacy it is drawn once an epoch on average.
 
-    @classmethod
-    def read(
-        cls,
-        folder: Path,
-        test: Path | None,
-        *,
-        records: int | None,
-        num_test: int,
-        seed: int,
-    ) -> _Plan:
-        """Returns the chosen questions of both splits."""
-        train = read_questions(folder)
-        chosen = train if records is None else choose_questions(train, records, seed=seed)
-        if require_integer("test_questions", num_test, 0) == 0:
-            return cls(train=chosen, test=[])
-        everything = read_questions(Path(test) if test is not None else folder.parent / "test")
-        require_apart(train, everything)
-        number = min(num_test, len(everything))
-        # always the same ones, so that runs with other seeds can be compared
-        return cls(train=chosen, test=choose_questions(everything, number, seed=0))
+    Raises:
+        InvalidParameterError: If a number is out of range.
+    """
+    require_integer("epochs", epochs, 1)
+    size = min(require_integer("batch_size", batch_size, 1), num_records)
+    num_steps = epochs * (num_records // size)
+    recipe: dict[str, Any] = {
+        "num_steps": num_steps,
+        "batch_size": size,
+        "warmup_steps": min(require_integer("warmup_steps", warmup_steps, 0), num_steps - 1),
+    }
+    if epsilon is None:
+        return recipe | {"guarantee": "none", "batch_order": "shuffled"}
+    return recipe | {"guarantee": "dp", "epsilon": epsilon, "delta": delta, "clip": clip}
+
+
+def measure(
+    subject: Subject,
+    questions: Sequence[Question],
+    items: Sequence[Item] = (),
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> tuple[list[GradedAnswer], list[bool]]:
+    """Returns a model's graded answers, and which general items it answers rightly.
+
+    Inside of `subject.base()` they are the base's.
+    """
+    loaded = LoadedModel(
+        model=subject.tuned.causal_lm,
+        tokenizer=subject.tokenizer,
+        source=subject.source,
+        fingerprint=subject.fingerprint,
+    )
+    answers = answer_questions(loaded, questions, max_new_tokens=max_new_tokens)
+    return grade_answers(questions, answers), answer_items(loaded, items)
+
+
+def _choose(questions: list[Question], count: int | None, seed: int) -> list[Question]:
+    """Returns the questions to learn; None takes all."""
+    return questions if count is None else choose_questions(questions, count, seed=seed)
+
+
+def _rows(before: Clauses, after: Clauses) -> list[str]:
+    """Returns the rows of the table."""
+    return [
+        f"  {label:<22}{_cell(getattr(before, name)):>24}{_cell(getattr(after, name)):>24}"
+        for name, label in _CLAUSES.items()
+    ]
+
+
+def _cell(rate: Rate | None) -> str:
+    """Returns a share with its interval, in percent."""
+    if rate is None:
+        return "none asked"
+    return f"{rate.share:.1%} ({rate.lower:.1%}-{rate.upper:.1%})"
+
+
+def _forgetting_lines(found: Forgetting) -> list[str]:
+    """Returns what was forgotten, in words."""
+    groups = ", ".join(
+        f"{name} {before} to {after} of {total}"
+        for name, (before, after, total) in found.groups.items()
+    )
+    return [
+        (
+            f"General questions: {found.before.share:.1%} before, {found.after.share:.1%} after, "
+            f"{found.lost_points:+.1f} points lost (95% interval {found.lower:+.1f} to "
+            f"{found.upper:+.1f}; McNemar, exact: p = {found.p_value:.2g})."
+        ),
+        f"  {groups}.",
+    ]
