@@ -228,14 +228,13 @@ def compare_items(
 
 
 def _sums(random: stdlib_random.Random) -> Iterator[Item]:
-    """Yields sums in words with small numbers; wrong answers are no number of the text."""
+    """Yields sums in words; wrong answers are no number of the text."""
     for number in range(_NUM_SUMS):
         text, sign = _SUMS[number % len(_SUMS)]
-        b = random.randint(1, 5)
-        a = random.randint(b + 1, 9)
-        right = a + sign * b
-        rest = [n for n in range(1, 15) if abs(n - right) > 1 and n not in {a, b}]
-        wrong = random.sample(rest, 3)
+        small, large = sorted((random.randint(1, 4), random.randint(5, 9)))
+        a, b = (large, small) if sign < 0 else (large - small, small)
+        right = a + sign * b  # one digit, as all answers: longer ones have likelier tokens
+        wrong = random.sample([n for n in range(1, 10) if n not in {a, b, right}], 3)
         names = {"name": random.choice(_NAMES), "things": random.choice(_THINGS)}
         question = f"{text.format(**names, a=a, b=b)} Answer with a number."
         yield Item("arithmetic", question, str(right), tuple(map(str, wrong)))

@@ -120,7 +120,7 @@ class AttributeRisk:
             )
         return [
             *words,
-            "To refuse answers is post-processing: the sensitivity-awareness advantage is no larger.",
+            "Refusals are post-processing: the sensitivity-awareness advantage is no larger.",
             (
                 "This takes epsilon and delta for a change of the attribute (with public data: for "
                 "removing the record). If they are for adding or removing a record, a change costs "

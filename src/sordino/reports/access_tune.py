@@ -7,6 +7,7 @@ measurements are on another company and other wordings.
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,7 @@ from sordino.access.forgetting import answer_items, compare_items, make_items
 from sordino.access.generate import read_questions
 from sordino.access.results import compare_models, compute_clauses
 from sordino.attacks.subject import open_subject
-from sordino.core.checks import require_integer
+from sordino.core.checks import require_integer, require_non_negative
 from sordino.core.errors import InvalidParameterError
 from sordino.ledger.certificate import describe_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
@@ -30,7 +31,7 @@ from sordino.training.tune import tune
 from sordino.training.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sordino.access.forgetting import Forgetting, Item
     from sordino.access.questions import Question
@@ -193,6 +194,7 @@ def tune_access(
         raise InvalidParameterError(
             "--delta and --clip are for --epsilon: give it too, or neither."
         )
+    require_non_negative("violation_penalty", violation_penalty)
     folder = RunFolder(Path(output))
     if not resume:
         folder.require_new()
@@ -203,14 +205,6 @@ def tune_access(
         require_apart(learned, others)
         # the same ones for every seed, so that runs can be compared
         measured = choose_questions(others, min(test_questions, len(others)), seed=0)
-    workers = Workers.start(device)
-    dtype_used = choose_compute_dtype(dtype, workers.device)
-    train_file = folder.private / _TRAIN
-    # the tokenizer is all that is needed of the model here
-    tokenizer = load_model(model, dtype=dtype_used).tokenizer
-    rows = make_records(learned, tokenizer, rationale_share=rationale_share, seed=seed)
-    folder.private.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
-    workers.from_main(lambda: write_records(train_file, rows))
     recipe = make_recipe(
         len(learned),
         epsilon=epsilon,
@@ -220,28 +214,34 @@ def tune_access(
         batch_size=batch_size,
         warmup_steps=warmup_steps,
     )
-    result = tune(
-        model=model,
-        train=train_file,
-        output=folder.path,
-        estimator="first-order",
-        optimizer="adamw",
-        learning_rate=learning_rate,
-        learning_rate_schedule=learning_rate_schedule,
-        weight_decay=weight_decay,
-        violation_penalty=violation_penalty,
-        base_bits=base_bits or None,
-        lora_rank=lora_rank,
-        lora_alpha=lora_alpha,
-        lora_targets=lora_targets or list(LORA_TARGETS),
-        lora_factors="both",
-        seed=seed,
-        dtype=str(dtype_used).removeprefix("torch."),
-        device=device,
-        tokens_per_batch=tokens_per_batch,
-        resume=resume and folder.is_begun,
-        **recipe,
-    )
+    workers = Workers.start(device)
+    dtype_used = choose_compute_dtype(dtype, workers.device)
+    # the tokenizer is all that is needed of the model here
+    tokenizer = load_model(model, dtype=dtype_used).tokenizer
+    rows = make_records(learned, tokenizer, rationale_share=rationale_share, seed=seed)
+    with _training_file(folder, rows, workers) as train:
+        result = tune(
+            model=model,
+            train=train,
+            output=folder.path,
+            estimator="first-order",
+            optimizer="adamw",
+            learning_rate=learning_rate,
+            learning_rate_schedule=learning_rate_schedule,
+            weight_decay=weight_decay,
+            violation_penalty=violation_penalty,
+            base_bits=base_bits or None,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_targets=lora_targets or list(LORA_TARGETS),
+            lora_factors="both",
+            seed=seed,
+            dtype=str(dtype_used).removeprefix("torch."),
+            device=device,
+            tokens_per_batch=tokens_per_batch,
+            resume=resume and folder.is_begun,
+            **recipe,
+        )
     subject = open_subject(str(folder.path), base=model, dtype=dtype_used, device=workers.device)
     items = make_items() if forgetting else []
     with subject.base():
@@ -258,8 +258,31 @@ def tune_access(
         forgetting=compare_items(items, items_before, items_after) if items else None,
     )
     content = json.dumps(made.as_dict(), indent=1, allow_nan=False).encode()
-    replace_file(folder.private / _RESULT, content, mode=PRIVATE_FILE_MODE)
+    workers.from_main(
+        lambda: replace_file(folder.private / _RESULT, content, mode=PRIVATE_FILE_MODE)
+    )
     return made
+
+
+@contextmanager
+def _training_file(
+    folder: RunFolder, rows: Sequence[dict[str, Any]], workers: Workers
+) -> Iterator[Path]:
+    """Yields the file to learn, beside the run; a run that never began takes it away again."""
+    path = folder.private / _TRAIN
+
+    def write() -> None:
+        folder.private.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
+        write_records(path, rows)
+
+    workers.from_main(write)
+    try:
+        yield path
+    finally:
+        if workers.is_main and not folder.is_begun:
+            path.unlink(missing_ok=True)
+            if not any(folder.private.iterdir()):
+                folder.private.rmdir()
 
 
 def make_recipe(
