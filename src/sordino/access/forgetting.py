@@ -40,6 +40,10 @@ _SUMS = (  # text, and what is added to the first number
     ("What is {a} plus {b}?", 1),
     ("What is {a} minus {b}?", -1),
 )
+_WORKED = (
+    "Question: Ed has 2 hats and gets 3 more. How many hats does Ed have now?\nAnswer: 5\n\n"
+    "Question: What is 9 minus 2?\nAnswer: 7\n\n"
+)
 # question, right answer, three wrong ones
 _FACTS = (
     ("What is the capital of France?", "Paris", "Madrid", "Rome", "Vienna"),
@@ -154,14 +158,9 @@ def answer_items(
     """
     require_integer("tokens_per_batch", tokens_per_batch, 1)
     tokenizer = loaded_model.tokenizer
-    starts = start_tokens(tokenizer)
-    prompts = [_prompt(item.question, tokenizer) for item in items]
-    if any(getattr(tokenizer, "chat_template", None) for _ in items[:1]):
-        starts = []  # the template brings them
     examples = []
-    for item, prompt in zip(items, prompts, strict=True):
-        opening = starts + tokenize(tokenizer, [prompt])[0]
-        space = "" if prompt[-1].isspace() else " "
+    for item in items:
+        opening, space = _opening(item, tokenizer)
         answers = tokenize(tokenizer, [f"{space}{text}" for text in (item.right, *item.wrong)])
         examples += [Example(opening + ids, num_prompt_tokens=len(opening)) for ids in answers]
     model = LanguageModel(loaded_model.model, tokenizer.pad_token_id)
@@ -236,7 +235,7 @@ def _sums(random: stdlib_random.Random) -> Iterator[Item]:
         right = a + sign * b  # one digit, as all answers: longer ones have likelier tokens
         wrong = random.sample([n for n in range(1, 10) if n not in {a, b, right}], 3)
         names = {"name": random.choice(_NAMES), "things": random.choice(_THINGS)}
-        question = f"{text.format(**names, a=a, b=b)} Answer with a number."
+        question = text.format(**names, a=a, b=b)
         yield Item("arithmetic", question, str(right), tuple(map(str, wrong)))
 
 
@@ -249,9 +248,16 @@ def _forms() -> Iterator[Item]:
             yield Item("format", text.format(**forms), right, tuple(wrong))
 
 
-def _prompt(question: str, tokenizer: Any) -> str:
-    """Returns a question as the model is asked: by its chat template, if it has one."""
-    if not getattr(tokenizer, "chat_template", None):
-        return f"Question: {question}\nAnswer:"
-    messages = [{"role": "user", "content": question}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+def _opening(item: Item, tokenizer: Any) -> tuple[list[int], str]:
+    """Returns the tokens of a question, and what stands between it and an answer.
+
+    By the chat template, if there is one; sums are plain text after two worked ones, without which
+    small chat models do worse than chance.
+    """
+    is_sum = item.group == "arithmetic"
+    if is_sum or not getattr(tokenizer, "chat_template", None):
+        text = f"{_WORKED if is_sum else ''}Question: {item.question}\nAnswer:"
+        return start_tokens(tokenizer) + tokenize(tokenizer, [text])[0], " "
+    messages = [{"role": "user", "content": item.question}]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return tokenize(tokenizer, [text])[0], "" if text[-1].isspace() else " "
