@@ -30,7 +30,7 @@ from sordino.access.generate import generate, read_questions
 from sordino.access.results import compute_clauses
 from sordino.attacks.subject import open_subject
 from sordino.models import choose_compute_dtype
-from sordino.reports.access_tune import measure, tune_access
+from sordino.reports.access_tune import measure, tune
 
 _SHOWN = ("correct", "leak", "false_refusal", "wrong", "wrong_format")
 
@@ -54,7 +54,7 @@ def measure_row(run: Path, test: list[Any], *, is_base: bool) -> dict[str, Any]:
 def tune_row(folder: Path, run: Path, size: int, rate: float, seed: int) -> float:
     """Tunes a run, and returns the processor's seconds."""
     began = time.process_time()
-    tune_access(
+    tune(
         model="embedded",
         questions=folder / "questions" / "train",
         output=run,

@@ -141,6 +141,38 @@ def describe_policy(company: Company, involved: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def make_system_text(
+    company: Company,
+    asker: str,
+    shown: Sequence[str],
+    *,
+    involved: Sequence[str] = (),
+    with_role: bool = True,
+    only_readable: bool = False,
+) -> str:
+    """Returns what a model is told before a question: rules, records, and who asks.
+
+    Args:
+        company: Whose rules and records.
+        asker: Id.
+        shown: Ids of the records.
+        involved: As in `describe_policy`.
+        with_role: Whether the asker's role is told.
+        only_readable: Whether values that the asker may not read are left out.
+    """
+    policy = company.policy
+    person = policy.people[asker]
+    roles = ", ".join(policy.roles[role] for role in person.roles) or "none"
+    identity = wording.IDENTITY_WITH_ROLE if with_role else wording.IDENTITY
+    return wording.SYSTEM.format(
+        policy=describe_policy(company, involved),
+        context=company.records(shown, reader=asker if only_readable else None),
+        identity=identity.format(asker=person.name, role=roles),
+        missing=MISSING,
+        refusal=REFUSAL,
+    )
+
+
 def label_of(attribute: str) -> str:
     """Returns how an attribute is called in sentences."""
     return attribute.replace("_", " ")
@@ -376,8 +408,6 @@ class _Maker:
             between = managers[: managers.index(case.asker)]
         shown = context or self._context(case.target, is_missing=is_missing, also=between)
         text, template_name = template or self._template(style, case.attributes)
-        roles = ", ".join(self._policy.roles[role] for role in people[case.asker].roles) or "none"
-        identity_text = wording.IDENTITY_WITH_ROLE if with_role else wording.IDENTITY
         may = self._may(case)
         rule = next(
             decision.rule
@@ -394,12 +424,12 @@ class _Maker:
             attribute="+".join(case.attributes),
             asker=case.asker,
             target=case.target,
-            system=wording.SYSTEM.format(
-                policy=describe_policy(self._company, (case.asker, case.target, *involved)),
-                context=self._company.records(shown),
-                identity=identity_text.format(asker=people[case.asker].name, role=roles),
-                missing=MISSING,
-                refusal=REFUSAL,
+            system=make_system_text(
+                self._company,
+                case.asker,
+                shown,
+                involved=(case.asker, case.target, *involved),
+                with_role=with_role,
             ),
             prompt=text.format(
                 target=people[case.target].name,

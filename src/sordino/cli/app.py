@@ -13,14 +13,13 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from sordino.accounting.inference_risk import Risk, risk
+from sordino.cli.access import make_access_app
 from sordino.cli.commands import EXIT_CONTRADICTED, EXIT_FAILED, make_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sordino.access.generate import GenerateResult
     from sordino.data.people import PeopleResult
-    from sordino.reports.access_tune import AccessTuneResult
     from sordino.reports.audit import AuditResult
     from sordino.reports.report import ReportResult
     from sordino.reports.study import ComparisonResult
@@ -35,11 +34,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-access_app = typer.Typer(
-    help="Questions about who may know what: make them, tune on them, measure them.",
-    no_args_is_help=True,
-)
-app.add_typer(access_app, name="access")
 _EXAMPLES = {"risk": "sordino risk --mutual-information 0.33"}  # no shell line in its docstring
 _FOR_WHOM = {True: "It may leave the building.", False: "It is for the data holder."}
 _out = Console(highlight=False, soft_wrap=True, markup=False)
@@ -142,27 +136,6 @@ def show_report(result: ReportResult, as_json: bool) -> None:  # noqa: FBT001
         raise typer.Exit(EXIT_CONTRADICTED)
 
 
-def show_access_generate(result: GenerateResult, as_json: bool) -> None:  # noqa: FBT001
-    """Prints how many questions there are, and where."""
-    if as_json:
-        fields = {"output": str(result.output), "num_questions": result.num_questions}
-        typer.echo(json.dumps(fields, indent=2))
-        return
-    for split, kinds in result.num_questions.items():
-        _out.print(f"{result.output / split}: {sum(kinds.values())} questions")
-
-
-def show_access_tune(result: AccessTuneResult, as_json: bool) -> None:  # noqa: FBT001
-    """Prints the table before and after, what was forgotten, and the certificate."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if as_json:
-        typer.echo(json.dumps(result.as_dict(), indent=2, allow_nan=False))
-        return
-    for line in result.lines():
-        _out.print(line)
-
-
 def show_people(result: PeopleResult, as_json: bool) -> None:  # noqa: FBT001
     """Prints where the files lie."""
     paths = {name: str(getattr(result, name)) for name in ("train", "heldout", "secrets")}
@@ -175,9 +148,7 @@ def show_people(result: PeopleResult, as_json: bool) -> None:  # noqa: FBT001
 
 def _register() -> None:
     """Adds one command a public function."""
-    from sordino.access.generate import generate
     from sordino.data.people import people
-    from sordino.reports.access_tune import tune_access
     from sordino.reports.audit import audit
     from sordino.reports.compare import compare
     from sordino.reports.report import report
@@ -200,11 +171,7 @@ def _register() -> None:
     for function, show in commands.items():
         example = _EXAMPLES.get(function.__name__)
         app.command(name=function.__name__)(make_command(function, show, example=example))
-    for name, function, show in (
-        ("generate", generate, show_access_generate),
-        ("tune", tune_access, show_access_tune),
-    ):
-        access_app.command(name=name)(make_command(function, show))
+    app.add_typer(make_access_app(_out), name="access")
 
 
 _register()

@@ -15,7 +15,7 @@ from typing_extensions import Doc
 from sordino.core.errors import SordinoError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 EXIT_FAILED, EXIT_MISUSE, EXIT_INTERRUPTED = 1, 2, 130
 EXIT_CONTRADICTED = 2  # an audit that breaks a claim must stop a pipeline as misuse does
@@ -27,7 +27,11 @@ _SAFE = (
 
 
 def make_command(
-    function: Callable[..., Any], show: Callable[[Any, bool], None], *, example: str | None = None
+    function: Callable[..., Any],
+    show: Callable[[Any, bool], None],
+    *,
+    example: str | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Callable[..., None]:
     """Returns a Typer command that calls `function` and shows what it returns.
 
@@ -36,11 +40,12 @@ def make_command(
             or under "Args:" in its docstring.
         show: Prints the result; its second argument says whether JSON was asked for.
         example: A shell line for --help; None takes those of the docstring.
+        names: Options with another name than their parameter's, such as a word Python reserves.
     """
     hints = get_type_hints(function, include_extras=True)
     described = _described_arguments(function)
     parameters = [
-        _to_option(parameter, hints[name], described.get(name))
+        _to_option(parameter, hints[name], described.get(name), (names or {}).get(name, name))
         for name, parameter in inspect.signature(function).parameters.items()
     ]
     parameters.append(
@@ -85,7 +90,9 @@ def failing_in_one_line() -> Iterator[None]:
     raise typer.Exit(code)
 
 
-def _to_option(parameter: inspect.Parameter, hint: Any, described: str | None) -> inspect.Parameter:
+def _to_option(
+    parameter: inspect.Parameter, hint: Any, described: str | None, shown: str
+) -> inspect.Parameter:
     """Returns the shell's version of one parameter."""
     extras = getattr(hint, "__metadata__", ())
     kind = hint.__origin__ if extras else hint
@@ -95,7 +102,7 @@ def _to_option(parameter: inspect.Parameter, hint: Any, described: str | None) -
     if is_positional:
         info = typer.Argument(help=text)
     else:
-        name = "--" + parameter.name.replace("_", "-")
+        name = "--" + shown.replace("_", "-")
         if parameter.default is True:  # it must be possible to switch it off
             name += name.replace("--", "/--no-", 1)
         info = typer.Option(name, help=text)

@@ -17,7 +17,7 @@ import torch
 
 from sordino.core.checks import require_in_range, require_integer
 from sordino.core.errors import InvalidParameterError, PrecisionError
-from sordino.data._tokens import start_tokens, tokenize
+from sordino.data._tokens import common_prefix, start_tokens, tokenize
 from sordino.data.collate import plan_batches
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sordino.gradients.objectives import LanguageModel
 
+_FEWEST_SHARED = 32  # tokens at the beginning of all prompts that are worth a pass of their own
 _MOST_TEXTS_AT_ONCE = 128  # bounds the logits of a step: 25 MB with 49,152 tokens
 
 
@@ -125,8 +126,8 @@ def generate_texts(
             _end_tokens(language_model, tokenizer),
             [kept[index] for index in batch],
             decoding,
-            [_generator(seed, index) for index in batch],
-            _Stopper(tokenizer, is_finished, len(batch)),
+            generators=[_generator(seed, index) for index in batch],
+            stopper=_Stopper(tokenizer, is_finished, len(batch)),
         )
         texts = tokenizer.batch_decode(
             rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -217,26 +218,61 @@ def _continue(
     end_tokens: Sequence[int],
     prompts: Sequence[list[int]],
     decoding: Decoding,
+    *,
     generators: Sequence[torch.Generator],
     stopper: _Stopper,
 ) -> list[list[int]]:
     """Returns the tokens after each prompt, up to the end token or where it is finished."""
     width = max(map(len, prompts))
+    shared = _num_shared(prompts)
     input_ids = torch.full((len(prompts), width), model.pad_token_id)
     mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):  # on the left: generation continues at the right end
-        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
     with torch.no_grad(), _plain_settings(model, end_tokens, decoding.max_new_tokens):
+        cache = _read_once(model, prompts[0][:shared], len(prompts)) if shared else None
+        kept = 0 if cache is None else shared
+        # on the left, after what is shared: generation continues at the right end
+        for row, prompt in enumerate(prompts):
+            start = width - len(prompt) + kept
+            input_ids[row, :kept] = torch.tensor(prompt[:kept])
+            input_ids[row, start:] = torch.tensor(prompt[kept:])
+            mask[row, :kept] = mask[row, start:] = 1
         output = model.causal_lm.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
+            past_key_values=cache,
             logits_processor=[_Chooser(decoding, generators)],
             stopping_criteria=[stopper],
         )
     rows = [row[:end] for row, end in zip(output[:, width:].tolist(), stopper.lengths, strict=True)]
     ends = [next((i for i, t in enumerate(row) if t in end_tokens), len(row)) for row in rows]
     return [row[:end] for row, end in zip(rows, ends, strict=True)]
+
+
+def _num_shared(prompts: Sequence[list[int]]) -> int:
+    """Returns how many tokens all prompts begin with, 0 where it is not worth while.
+
+    At least one token of each prompt is left: its scores are needed.
+    """
+    first, last = min(prompts), max(prompts)  # in the order of dictionaries: most different
+    shared = min(common_prefix(first, last), min(map(len, prompts)) - 1)
+    return shared if len(prompts) > 1 and shared >= _FEWEST_SHARED else 0
+
+
+def _read_once(model: LanguageModel, prefix: list[int], num_texts: int) -> Any:
+    """Returns a cache of tokens that all texts begin with, or None where there is none.
+
+    Sliding windows would count the padding that comes to stand behind these tokens, and recurrent
+    states cannot skip it: only models whose every layer attends to all tokens.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache(config=model.causal_lm.config)
+    if not all(type(layer) is DynamicLayer for layer in cache.layers):
+        return None
+    input_ids = torch.tensor([prefix], device=model.device)
+    model.causal_lm.get_decoder()(input_ids=input_ids, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(num_texts)
+    return cache
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, repla
 from sordino.models import LoadedModel, choose_compute_dtype, load_model
 from sordino.training import options  # noqa: TC001 - read when the command line is made
 from sordino.training.run_folder import RunFolder
-from sordino.training.tune import tune
+from sordino.training.tune import tune as tune_model
 from sordino.training.workers import Workers
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class AccessTuneResult:
         ]
 
 
-def tune_access(
+def tune(
     *,
     model: options.Model,
     questions: Annotated[
@@ -220,7 +220,7 @@ def tune_access(
     tokenizer = load_model(model, dtype=dtype_used).tokenizer
     rows = make_records(learned, tokenizer, rationale_share=rationale_share, seed=seed)
     with _training_file(folder, rows, workers) as train:
-        result = tune(
+        result = tune_model(
             model=model,
             train=train,
             output=folder.path,

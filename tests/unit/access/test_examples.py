@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers_access import make_tokenizer
+from helpers_access_models import make_tokenizer
 from sordino.access.benchmark import REFUSAL, grade
 from sordino.access.examples import (
     choose_questions,

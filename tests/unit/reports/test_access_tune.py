@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sordino
-from helpers_access import LORA_TARGETS, write_access_model
+from helpers_access_models import LORA_TARGETS, write_access_model
 from helpers_runs import run_cli
 from sordino.access.examples import choose_questions
 from sordino.access.generate import generate, read_questions
@@ -19,7 +19,8 @@ from sordino.attacks.subject import open_subject
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.ledger.ledger import Ledger
 from sordino.reports import access_tune
-from sordino.reports.access_tune import SCOPE, make_recipe, measure, tune_access
+from sordino.reports.access_tune import SCOPE, make_recipe, measure
+from sordino.reports.access_tune import tune as tune_access
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +64,7 @@ def test_recipe_is_the_published_one(
         seen.update(arguments, rows=[json.loads(line) for line in text.split("\n")[:-1]], mode=mode)
         raise Stop
 
-    monkeypatch.setattr(access_tune, "tune", look)
+    monkeypatch.setattr(access_tune, "tune_model", look)
     with pytest.raises(Stop):
         tune_access(model=model, questions=folder / "train", output=tmp_path / "run")
     count = len(read_questions(folder / "train"))
