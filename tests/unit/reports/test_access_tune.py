@@ -115,7 +115,7 @@ def test_steps_of_small_sets() -> None:
 
 def test_a_handful_is_learned(folder: Path, model: str, tmp_path: Path) -> None:
     """A random model that answers nothing rightly learns eight questions by heart."""
-    settings = FAST | {"epochs": 30, "learning_rate": 0.02, "violation_penalty": 0.1}
+    settings = FAST | {"epochs": 60, "learning_rate": 0.02, "violation_penalty": 0.1}
     result = tune_access(
         model=model, questions=folder / "train", output=tmp_path / "run", **settings
     )
