@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sordino.access.generate import GenerateResult
     from sordino.reports.access_evaluate import EvaluateResult
     from sordino.reports.access_guard import GuardResult
+    from sordino.reports.access_tune import AccessTuneResult
 
 _HELP = (
     "Measure, and enforce, that a model tells values to those who may know them and to nobody "
@@ -37,6 +39,17 @@ def show_generate(result: GenerateResult, as_json: bool) -> None:  # noqa: FBT00
         f"Questions: {result.output}. Ask them: sordino access evaluate MODEL --questions "
         f"{result.output} --output FOLDER"
     )
+
+
+def show_tune(result: AccessTuneResult, as_json: bool) -> None:  # noqa: FBT001
+    """Prints the table before and after, what was forgotten, and the certificate."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        typer.echo(json.dumps(result.as_dict(), indent=2, allow_nan=False))
+        return
+    for line in result.lines():
+        _out.print(line)
 
 
 def show_evaluate(result: EvaluateResult, as_json: bool) -> None:  # noqa: FBT001
@@ -83,6 +96,7 @@ def show_guard(result: GuardResult, as_json: bool) -> None:  # noqa: FBT001
 
 ACCESS_COMMANDS = {
     "generate": LazyCommand("sordino.access.generate", "generate", show_generate, names=_NAMES),
+    "tune": LazyCommand("sordino.reports.access_tune", "tune", show_tune),
     "evaluate": LazyCommand("sordino.reports.access_evaluate", "evaluate", show_evaluate),
     "guard": LazyCommand("sordino.reports.access_guard", "guard", show_guard),
 }

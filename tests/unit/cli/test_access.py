@@ -17,11 +17,12 @@ from sordino.cli.access import ACCESS_COMMANDS
 from sordino.cli.app import app
 from sordino.reports.access_evaluate import evaluate
 from sordino.reports.access_guard import guard
+from sordino.reports.access_tune import tune
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FUNCTIONS = {function.__name__: function for function in (generate, evaluate, guard)}
+FUNCTIONS = {function.__name__: function for function in (generate, tune, evaluate, guard)}
 COMMANDS = {name: command.load(name) for name, command in ACCESS_COMMANDS.items()}
 RENAMED = {"employees_file": "--from"}
 

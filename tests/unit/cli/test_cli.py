@@ -146,6 +146,15 @@ def test_risk_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "bounds a worst case" in shell.out
 
 
+def test_risk_of_an_attribute_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """`risk --attribute-values` adds success and advantage with their scope."""
+    arguments = ["--epsilon", "1", "--attribute-values", "2", "--public-success", "0.5"]
+    shell = run_cli(capsys, "risk", *arguments)
+    assert shell.code == 0
+    assert "an advantage of at most 0.4622." in shell.out
+    assert "Scope: attributes of records used in training." in shell.out
+
+
 def test_risk_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     """`risk --json` prints what the function returns and nothing else."""
     shell = run_cli(capsys, "risk", "--epsilon", "1.0", "--json")
