@@ -18,8 +18,9 @@ from sordino.access.endpoint import KEY_VARIABLE, Endpoint, ask_all
 from sordino.access.evaluate import MAX_NEW_TOKENS, TOKENS_PER_BATCH, answer_questions
 from sordino.access.guard import REFUSED_ANSWER, Guard, GuardDecision
 from sordino.access.policy import load_policy
+from sordino.access.policy_text import make_system_text
 from sordino.access.prompts import build_messages
-from sordino.access.questions import Question, make_system_text
+from sordino.access.questions import Question
 from sordino.attacks.subject import open_subject
 from sordino.core.checks import require_integer
 from sordino.core.errors import InvalidDataError, InvalidParameterError
