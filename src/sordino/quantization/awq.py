@@ -19,22 +19,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from sordino.core.errors import InvalidParameterError
-from sordino.quantization._grid import (
-    absmax_scales,
-    dequantize,
-    output_loss,
-    require_gram,
-    require_magnitudes,
-    require_weight,
-    round_weight,
-    search_scales,
-)
+from sordino.quantization._arguments import require_gram, require_magnitudes, require_weight
 from sordino.quantization.folding import scale_gram
+from sordino.quantization.scales import absmax_scales, dequantize, round_weight, search_scales
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["EXPONENTS", "AwqResult", "awq", "awq_input_scales", "clipped_scales"]
+__all__ = [
+    "EXPONENTS",
+    "AwqResult",
+    "awq",
+    "awq_input_scales",
+    "clipped_scales",
+    "output_loss",
+]
 
 EXPONENTS = tuple(step / 20 for step in range(20))  # 0, 0.05, ..., 0.95
 _MOST_SPREAD = 1e4  # largest over smallest channel scale: a float16 norm weight has to carry it
@@ -181,6 +180,11 @@ def clipped_scales(
     clipped = search_scales(weight, bits, group_size, gram=H)
     is_better = _nearest_loss(weight, H, clipped, bits) < _nearest_loss(weight, H, widest, bits)
     return clipped if is_better else widest
+
+
+def output_loss(error: torch.Tensor, gram: torch.Tensor) -> float:
+    """Returns tr(E H E^T), summed in float64: the squared error of the layer's outputs."""
+    return float(((error @ gram) * error).sum(dtype=torch.float64).clamp_min(0.0))
 
 
 def _read(

@@ -19,7 +19,13 @@ from sordino.lattices.orders import ORDERS
 from sordino.lattices.reduction import nearest_plane_reduced
 from sordino.quantization.blocked_gptq import gptq_codes_blocked
 from sordino.quantization.layers import QUANTIZED_BITS
-from sordino.quantization.scales import SCALES, choose_scales, code_limits, spread_scales
+from sordino.quantization.scales import (
+    SCALES,
+    choose_scales,
+    code_limits,
+    round_weight,
+    spread_scales,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,12 +122,9 @@ def _round_nearest(
     settings: QuantizationSettings,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rounds every weight by itself."""
-    scales, group_size = _scales_of(weights, settings)
-    low, high = code_limits(settings.bits)
-    rows = weights.double()
-    steps = scales.double().repeat_interleave(group_size, dim=1)
+    scales, _ = _scales_of(weights, settings)
     # No tie rule is needed: nothing is compared with another way to compute these quotients.
-    return (rows / steps).round_().clamp_(low, high).to(torch.int8), scales
+    return _nearest_codes(weights, scales, settings.bits), scales
 
 
 def _round_gptq(
@@ -154,6 +157,11 @@ def _improve_by_reduction(
     )
     losses, plain = (squared_lengths(weights - scales * z, geometry.gram) for z in (reduced, codes))
     return np.where((losses < plain)[:, None], reduced, codes)
+
+
+def _nearest_codes(weights: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:
+    """Returns int8 codes, each quotient computed in float64."""
+    return round_weight(weights.double(), scales.double(), bits).to(torch.int8)
 
 
 def _scales_of(weights: torch.Tensor, settings: QuantizationSettings) -> tuple[torch.Tensor, int]:
