@@ -60,7 +60,7 @@ def awq_input_scales(
     gram: torch.Tensor,
     mean_magnitudes: torch.Tensor,
     *,
-    bits: int,
+    bits: int | Sequence[int],
     group_size: int,
 ) -> tuple[torch.Tensor, float]:
     """Returns the input-channel scales of layers that share an input, and their exponent.
@@ -74,7 +74,7 @@ def awq_input_scales(
         weights: Each (rows, columns), of layers with the same input.
         gram: H = X^T X of that input, (columns, columns).
         mean_magnitudes: mean |x_j| over the calibration tokens, (columns,).
-        bits: 2 to 8.
+        bits: 2 to 8, of all layers or of each.
         group_size: Neighbouring inputs that share a scale; it divides columns.
 
     Returns:
@@ -89,14 +89,15 @@ def awq_input_scales(
     """
     checked, H = _read(weights, gram, group_size)
     magnitudes = require_magnitudes("mean_magnitudes", mean_magnitudes, H.shape[0])
+    widths = [bits] * len(checked) if isinstance(bits, int) else bits
     losses = []
     for exponent in EXPONENTS:
         factors = _channel_scales(magnitudes.to(H), exponent)
         scaled_gram, loss = scale_gram(H, factors), 0.0
-        for weight in checked:
+        for weight, own_bits in zip(checked, widths, strict=True):
             scaled = weight * factors
-            grid = absmax_scales(scaled, bits, group_size)
-            loss += _nearest_loss(scaled, scaled_gram, grid, bits)
+            grid = absmax_scales(scaled, own_bits, group_size)
+            loss += _nearest_loss(scaled, scaled_gram, grid, own_bits)
         losses.append(loss)
     exponent = EXPONENTS[losses.index(min(losses))]  # of equal ones the smallest
     return _channel_scales(magnitudes.to(H), exponent), exponent
