@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,7 @@ from sordino.quantization.blocked_gptq import damped_geometry
 from sordino.quantization.calibration import CalibrationRun, InputSums, find_blocks
 from sordino.quantization.certificate import certify_problem
 from sordino.quantization.folding import scale_gram
+from sordino.quantization.geometry import measure_layer
 from sordino.quantization.input_scales import apply_input_scales, choose_input_scales
 from sordino.quantization.layers import QuantizedLayer
 from sordino.quantization.methods import METHODS
@@ -97,6 +98,7 @@ def quantize_blocks(
     bits: Mapping[str, int] | None = None,
     folds: Sequence[Sequence[PlacedFold]] | None = None,
     private: PrivateCalibration | None = None,
+    base: Mapping[str, nn.Module] | None = None,
 ) -> tuple[dict[str, FinishedLayer], dict[str, str]]:
     """Returns all quantized layers, and why others stay; the model then holds their values.
 
@@ -110,6 +112,8 @@ def quantize_blocks(
         folds: From `place_folds`, for methods that scale inputs; norms and biases change too.
         private: Releases the Gram matrices of private calibration texts; None takes their sums,
             as they are.
+        base: Layers before fine-tuning, by name: the geometry of each layer is measured. Only with
+            calibration, and for methods that scale no inputs.
     """
     finished: dict[str, FinishedLayer] = {}
     kept: dict[str, str] = {}
@@ -125,7 +129,7 @@ def quantize_blocks(
             inputs = None
             if run is not None:
                 inputs = _read_inputs(number, block, run, store, private)
-            done = _quantize_block(block, inputs, chosen, own_folds)
+            done = _quantize_block(block, inputs, chosen, own_folds, base)
             store.save(number, done)
         else:
             apply_input_scales(own_folds, done.input_scales)
@@ -176,6 +180,7 @@ def _quantize_block(
     inputs: dict[tuple[str, ...], InputSums] | None,
     settings: dict[str, QuantizationSettings],
     folds: Sequence[PlacedFold],
+    base: Mapping[str, nn.Module] | None,
 ) -> FinishedBlock:
     """Returns the layers of one block, each by its own settings; folds are applied to the model."""
     if inputs is None:
@@ -195,8 +200,19 @@ def _quantize_block(
         geometry = damped_geometry(gram, shared.applied_order, shared.damping)
         for name in names:
             item = _quantize_layer(name, block[name], geometry, settings[name])
+            if base is not None:
+                own = _measure(base[name], block[name], item.layer, geometry)
+                item = replace(item, geometry=own)
             done.append(replace(item, has_scaled_inputs=scales is not None))
     return FinishedBlock(done, input_scales)
+
+
+def _measure(
+    base: nn.Module, tuned: nn.Module, layer: QuantizedLayer, geometry: InputGeometry
+) -> dict[str, Any]:
+    """Returns what fine-tuning and rounding did to the geometry of a layer."""
+    before, after = (matrix_of(module).double().numpy() for module in (base, tuned))
+    return measure_layer(before, after, layer, geometry.gram, order=geometry.order).to_json()
 
 
 def _scaled(gram: NDArray[np.float64], scales: torch.Tensor) -> NDArray[np.float64]:

@@ -13,18 +13,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typing_extensions import Doc
 
+from sordino.core.checks import require_one_of
 from sordino.core.errors import InvalidParameterError
 from sordino.lattices.problem import DAMPING
 from sordino.ledger.durable import replace_file
 from sordino.quantization import formats
+from sordino.quantization.bit_choice import (
+    BitBudget,
+    choose_bits,
+    measure_losses,
+    needs_inputs,
+)
 from sordino.quantization.calibration import (
     CalibrationRun,
     encode_calibration,
     read_calibration_texts,
 )
+from sordino.quantization.input_scales import place_folds
 from sordino.quantization.methods import METHODS, QuantizationSettings
 from sordino.quantization.pipeline import LayerStore, matrix_of, quantize_blocks, select_layers
 from sordino.quantization.provenance import (
+    CALIBRATION_LEDGER,
     RECORD,
     SOURCE_LEDGER,
     CalibrationSource,
@@ -33,6 +42,12 @@ from sordino.quantization.provenance import (
     make_record,
 )
 from sordino.quantization.source import open_source
+from sordino.reports.private_calibration import (
+    charge_release,
+    make_probe,
+    plan_release,
+    release_grams,
+)
 from sordino.training.progress import progress
 
 if TYPE_CHECKING:
@@ -87,7 +102,7 @@ def quantize(
     ] = "searched",
     calibration: Annotated[
         str | None,
-        Doc("JSONL, CSV, TSV, Parquet or TXT (a text a line), or none; gptq needs a file."),
+        Doc("JSONL, CSV, TSV, Parquet or TXT (a text a line), or none; gptq and awq need a file."),
     ] = None,
     calibration_is_public: Annotated[
         bool, Doc("Declare that the calibration texts are public; else a run's claim is void.")
@@ -98,6 +113,26 @@ def quantize(
     model: Annotated[
         str | None, Doc("Base of an adapter; default: what its folder or its ledger names.")
     ] = None,
+    calibration_epsilon: Annotated[
+        float | None,
+        Doc("Private texts, all of them, through noisy Gram matrices: their epsilon, in nats."),
+    ] = None,
+    calibration_delta: Annotated[float | None, Doc("delta that goes with it.")] = None,
+    calibration_clip: Annotated[
+        float | None, Doc("Largest Frobenius norm of a text's X^T X; larger ones are scaled down.")
+    ] = None,
+    budget_bytes: Annotated[
+        int | None,
+        Doc("Bytes for all codes and scales; each layer gets 2, 4 or 8 bits in place of --bits."),
+    ] = None,
+    allocation: Annotated[
+        Literal["certificate", "kurtosis", "sensitivity", "random"] | None,
+        Doc("Rule that spends --budget-bytes; default: certificate."),
+    ] = None,
+    allocation_seed: Annotated[int, Doc("Of --allocation random; public.")] = 0,
+    geometry: Annotated[
+        bool, Doc("Measure what tuning and rounding did to each layer; for adapters.")
+    ] = False,
     format: Annotated[  # noqa: A002 - the option's name
         Literal["compressed-tensors", "gguf"], Doc("Files to write.")
     ] = "compressed-tensors",
@@ -128,30 +163,52 @@ def quantize(
         scales=scales,
         damping=damping,
     )
+    budget = _read_budget(budget_bytes, allocation, allocation_seed, format)
     groups = [] if settings.group_size is None else [settings.group_size]
-    formats.require_writable(format, bits=bits, group_sizes=groups)
+    for width in [bits] if budget is None else budget.choices:
+        formats.require_writable(format, bits=width, group_sizes=groups)
+    is_dp = calibration_epsilon is not None
     texts = _read_calibration(calibration, method, is_public=calibration_is_public)
+    _require_together(texts, settings, budget, is_public=calibration_is_public, is_dp=is_dp)
     _require_new(output)
     opened = open_source(source, base=model)
     layers, kept = select_layers(opened.model, settings)
     widths = {matrix_of(module).shape[1] for block in layers for module in block.values()}
-    formats.require_writable(format, bits=bits, group_sizes=map(settings.group_size_of, widths))
+    formats.require_writable(
+        format,
+        bits=bits if budget is None else budget.choices[0],
+        group_sizes=map(settings.group_size_of, widths),
+    )
     _require_space(output, opened, layers)
-    found = CalibrationSource(kind="none")
+    is_folding = METHODS[method].choose_input_scales is not None
+    folds = place_folds(opened.model, layers) if is_folding else None
+    base = _open_base(opened, settings, texts) if geometry else None
+    found, probe = CalibrationSource(kind="none"), None
     sequences: list[list[int]] = []
     if texts is not None:
         sequences = encode_calibration(
             texts,
             opened.tokenizer,
-            num_sequences=calibration_sequences,
+            # Of private texts none is left out: one more at the top would push out another.
+            num_sequences=len(texts) if is_dp else calibration_sequences,
             max_length=min(calibration_length, opened.context_length),
         )
         found = CalibrationSource(
             kind="public" if calibration_is_public else "private",
-            sha256=_sha256(Path(str(calibration))),
+            sha256=_sha256(Path(str(calibration))) if calibration_is_public else None,
             num_sequences=len(sequences),
             num_tokens=sum(map(len, sequences)),
         )
+    if calibration_epsilon is not None:
+        probe = make_probe(opened.model)
+        release = plan_release(
+            probe,
+            layers,
+            epsilon=calibration_epsilon,
+            delta=calibration_delta,
+            clip_norm=calibration_clip,
+        )
+        found = CalibrationSource(kind="dp", num_sequences=None, num_tokens=None, release=release)
     privacy = describe_privacy(opened.ledger, found)  # refuses before hours of work
     store = LayerStore(
         output.with_name(output.name + ".partial"),
@@ -160,11 +217,33 @@ def quantize(
         | {
             "model": [opened.fingerprint, opened.base_fingerprint],
             "sequences": sequences and _digest_tokens(sequences),
+            "budget": budget and asdict(budget),
+            "geometry": geometry,
             "sordino_version": version("sordino"),
         },
     )
-    finished, unreached = _run(opened, layers, settings, sequences, store)
+    private = None
+    if found.release is not None and probe is not None:
+        charge_release(store, found.release)
+        private = release_grams(found.release, probe)
+    layer_bits = _choose_bits(
+        opened, layers, settings, sequences=sequences, store=store, budget=budget
+    )
+    run = _open_run(opened, sequences)
+    with progress("quantize: blocks", len(layers)) as advance:
+        finished, unreached = quantize_blocks(
+            layers,
+            run,
+            settings,
+            store,
+            advance=advance,
+            bits=layer_bits,
+            folds=folds,
+            private=private,
+            base=base,
+        )
     kept |= unreached
+    sizes = {name: item.layer.num_bytes for name, item in finished.items()}
     record = _write(
         output,
         opened,
@@ -172,28 +251,119 @@ def quantize(
         finished,
         store,
         parts={
-            "settings": asdict(settings),
+            "settings": asdict(settings) | ({} if budget is None else {"bits": None}),
             "calibration": asdict(found),
             "privacy": privacy,
+            "allocation": budget and budget.describe(layer_bits or {}, sizes),
             "kept": kept,
         },
     )
     return QuantizeResult(output, record, finished, kept, privacy)
 
 
-def _run(
+def _open_run(opened: QuantizationSource, sequences: list[list[int]]) -> CalibrationRun | None:
+    """Returns calibration sequences in front of the model; None without any."""
+    if not sequences:
+        return None
+    return CalibrationRun(opened.model, sequences, pad_id=opened.tokenizer.pad_token_id)
+
+
+def _choose_bits(
     opened: QuantizationSource,
     layers: list[dict[str, Any]],
     settings: QuantizationSettings,
+    *,
     sequences: list[list[int]],
     store: LayerStore,
-) -> tuple[dict[str, FinishedLayer], dict[str, str]]:
-    """Returns all quantized layers, with a progress bar."""
-    run = None
-    if sequences:
-        run = CalibrationRun(opened.model, sequences, pad_id=opened.tokenizer.pad_token_id)
-    with progress("quantize: blocks", len(layers)) as advance:
-        return quantize_blocks(layers, run, settings, store, advance=advance)
+    budget: BitBudget | None,
+) -> dict[str, int] | None:
+    """Returns the bits of each layer; None if all have the same. Decided once for a folder."""
+    if budget is None:
+        return None
+    chosen = store.load_bits()
+    if chosen is not None:
+        return chosen
+    losses = None
+    if needs_inputs(budget.allocation):
+        run = _open_run(opened, sequences)
+        if run is not None:
+            with progress("quantize: losses at each width", len(layers)) as advance:
+                losses = measure_losses(
+                    layers, run, settings, budget.choices, matrix_of=matrix_of, advance=advance
+                )
+    weights = {name: matrix_of(module) for block in layers for name, module in block.items()}
+    chosen = choose_bits(weights, settings, budget, losses, max(1, sum(map(len, sequences))))
+    store.save_bits(chosen)
+    return chosen
+
+
+def _open_base(
+    opened: QuantizationSource, settings: QuantizationSettings, texts: list[str] | None
+) -> dict[str, Any]:
+    """Returns the layers before fine-tuning, by name."""
+    if opened.open_base is None or texts is None:
+        raise InvalidParameterError(
+            "geometry compares an adapter's base with the merged model on calibration texts: give "
+            "a run or a PEFT folder whose base is known, and --calibration FILE."
+        )
+    if METHODS[settings.method].choose_input_scales is not None:
+        raise InvalidParameterError(
+            f"geometry compares weights on one grid, and method {settings.method} scales their "
+            "columns. Take --method gptq, hqq or nearest."
+        )
+    layers, _ = select_layers(opened.open_base(), settings)
+    return {name: module for block in layers for name, module in block.items()}
+
+
+def _read_budget(
+    budget_bytes: int | None, allocation: str | None, seed: int, format_name: str
+) -> BitBudget | None:
+    """Returns the byte budget; None without one."""
+    require_one_of("format", format_name, tuple(formats.FORMATS))
+    if budget_bytes is None:
+        if allocation is not None:
+            raise InvalidParameterError("allocation spends a budget: --budget-bytes N.")
+        return None
+    return BitBudget(
+        budget_bytes=budget_bytes,
+        allocation=allocation or "certificate",
+        choices=tuple(sorted(formats.FORMATS[format_name].bits)),
+        seed=seed,
+    )
+
+
+def _require_together(
+    texts: list[str] | None,
+    settings: QuantizationSettings,
+    budget: BitBudget | None,
+    *,
+    is_public: bool,
+    is_dp: bool,
+) -> None:
+    """Raises if calibration, budget and method do not go together."""
+    rule = None if budget is None else budget.allocation
+    if rule is not None and needs_inputs(rule) and texts is None:
+        raise InvalidParameterError(
+            f"allocation {rule} needs calibration texts: --calibration FILE. --allocation "
+            "kurtosis looks at the weights alone."
+        )
+    if not is_dp:
+        return
+    if texts is None or is_public:
+        raise InvalidParameterError(
+            "calibration_epsilon is for a file of private texts: --calibration FILE, without "
+            "--calibration-is-public."
+        )
+    if rule is not None and needs_inputs(rule):
+        raise InvalidParameterError(
+            f"allocation {rule} would look at the private texts a second time, which nothing pays "
+            "for. Take --allocation kurtosis or random."
+        )
+    if settings.method == "smoothquant":
+        raise InvalidParameterError(
+            "method smoothquant needs the largest inputs, which private Gram matrices do not "
+            "tell. Take --method awq, gptq, hqq or nearest."
+        )
 
 
 def _write(
@@ -216,6 +386,8 @@ def _write(
     if opened.ledger is not None:
         head = opened.ledger.head
         shutil.copyfile(opened.ledger.path, result / SOURCE_LEDGER)
+    if (store.folder / CALIBRATION_LEDGER).exists():
+        shutil.copyfile(store.folder / CALIBRATION_LEDGER, result / CALIBRATION_LEDGER)
     record = make_record(
         sordino_version=version("sordino"),
         source={
@@ -249,6 +421,8 @@ def _layer_record(item: FinishedLayer) -> dict[str, Any]:
         "group_size": layer.group_size,
         "num_bytes": layer.num_bytes,
         "certificate": None if item.certificate is None else asdict(item.certificate),
+        "has_scaled_inputs": item.has_scaled_inputs,
+        "geometry": item.geometry,
     }
 
 
