@@ -268,7 +268,7 @@ def _describe_voided(ledger: Ledger | None) -> dict[str, Any]:
         ]
     lines.append(
         "To keep the claim, calibrate with public texts (--calibration-is-public), with none, or "
-        "with noisy Gram matrices (--calibration-epsilon)."
+        "through clipped, noised Gram matrices (--calibration-clip and its companions)."
     )
     return {"guarantee": "none", "is_voided": True, "lines": lines}
 
