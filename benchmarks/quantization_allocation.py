@@ -1,6 +1,6 @@
 """What rules for the bits of each layer lose at equal bytes, on layers of SmolLM2.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/quantization_allocation.py [--blocks 0 14 29]
+Run: OMP_NUM_THREADS=1 python benchmarks/quantization_allocation.py [--blocks 0 4]
      [--mean-bits 3 4 6] [--group 64]
 
 The embedded model's weights lie on a 4-bit grid in groups of 32; normal noise of a tenth of that
@@ -46,10 +46,10 @@ _LENGTH = 256
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", type=int, nargs="+", default=[0, 14, 29])
+    parser.add_argument("--blocks", type=int, nargs="+", default=[0, 4])
     parser.add_argument("--mean-bits", type=float, nargs="+", default=[3.0, 4.0, 6.0])
     parser.add_argument("--group", type=int, default=64)
-    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--sequences", type=int, default=8)
     arguments = parser.parse_args()
     began = time.process_time()
     loaded = load_model("embedded")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typing_extensions import Doc
 
-from sordino.core.checks import require_one_of
 from sordino.core.errors import InvalidParameterError
 from sordino.lattices.problem import DAMPING
 from sordino.ledger.durable import replace_file
@@ -27,7 +25,6 @@ from sordino.quantization.bit_choice import (
 from sordino.quantization.calibration import (
     CalibrationRun,
     encode_calibration,
-    read_calibration_texts,
 )
 from sordino.quantization.input_scales import place_folds
 from sordino.quantization.methods import METHODS, QuantizationSettings
@@ -48,6 +45,14 @@ from sordino.reports.private_calibration import (
     plan_release,
     release_grams,
 )
+from sordino.reports.quantize_checks import (
+    read_budget,
+    read_calibration,
+    read_group_size,
+    require_new,
+    require_space,
+    require_together,
+)
 from sordino.training.progress import progress
 
 if TYPE_CHECKING:
@@ -55,8 +60,6 @@ if TYPE_CHECKING:
 
     from sordino.quantization.pipeline import FinishedLayer
     from sordino.quantization.source import QuantizationSource
-
-_SPARE_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,21 +159,21 @@ def quantize(
     output = Path(output)
     settings = QuantizationSettings(
         bits=bits,
-        group_size=_read_group_size(group_size),
+        group_size=read_group_size(group_size),
         method=method,
         order=order,
         lattice_reduction=lattice_reduction,
         scales=scales,
         damping=damping,
     )
-    budget = _read_budget(budget_bytes, allocation, allocation_seed, format)
+    budget = read_budget(budget_bytes, allocation, allocation_seed, format)
     groups = [] if settings.group_size is None else [settings.group_size]
     for width in [bits] if budget is None else budget.choices:
         formats.require_writable(format, bits=width, group_sizes=groups)
     is_dp = calibration_epsilon is not None
-    texts = _read_calibration(calibration, method, is_public=calibration_is_public)
-    _require_together(texts, settings, budget, is_public=calibration_is_public, is_dp=is_dp)
-    _require_new(output)
+    texts = read_calibration(calibration, method, is_public=calibration_is_public)
+    require_together(texts, settings, budget, is_public=calibration_is_public, is_dp=is_dp)
+    require_new(output)
     opened = open_source(source, base=model)
     layers, kept = select_layers(opened.model, settings)
     widths = {matrix_of(module).shape[1] for block in layers for module in block.values()}
@@ -179,7 +182,7 @@ def quantize(
         bits=bits if budget is None else budget.choices[0],
         group_sizes=map(settings.group_size_of, widths),
     )
-    _require_space(output, opened, layers)
+    require_space(output, opened, layers)
     is_folding = METHODS[method].choose_input_scales is not None
     folds = place_folds(opened.model, layers) if is_folding else None
     base = _open_base(opened, settings, texts) if geometry else None
@@ -315,57 +318,6 @@ def _open_base(
     return {name: module for block in layers for name, module in block.items()}
 
 
-def _read_budget(
-    budget_bytes: int | None, allocation: str | None, seed: int, format_name: str
-) -> BitBudget | None:
-    """Returns the byte budget; None without one."""
-    require_one_of("format", format_name, tuple(formats.FORMATS))
-    if budget_bytes is None:
-        if allocation is not None:
-            raise InvalidParameterError("allocation spends a budget: --budget-bytes N.")
-        return None
-    return BitBudget(
-        budget_bytes=budget_bytes,
-        allocation=allocation or "certificate",
-        choices=tuple(sorted(formats.FORMATS[format_name].bits)),
-        seed=seed,
-    )
-
-
-def _require_together(
-    texts: list[str] | None,
-    settings: QuantizationSettings,
-    budget: BitBudget | None,
-    *,
-    is_public: bool,
-    is_dp: bool,
-) -> None:
-    """Raises if calibration, budget and method do not go together."""
-    rule = None if budget is None else budget.allocation
-    if rule is not None and needs_inputs(rule) and texts is None:
-        raise InvalidParameterError(
-            f"allocation {rule} needs calibration texts: --calibration FILE. --allocation "
-            "kurtosis looks at the weights alone."
-        )
-    if not is_dp:
-        return
-    if texts is None or is_public:
-        raise InvalidParameterError(
-            "calibration_epsilon is for a file of private texts: --calibration FILE, without "
-            "--calibration-is-public."
-        )
-    if rule is not None and needs_inputs(rule):
-        raise InvalidParameterError(
-            f"allocation {rule} would look at the private texts a second time, which nothing pays "
-            "for. Take --allocation kurtosis or random."
-        )
-    if settings.method == "smoothquant":
-        raise InvalidParameterError(
-            "method smoothquant needs the largest inputs, which private Gram matrices do not "
-            "tell. Take --method awq, gptq, hqq or nearest."
-        )
-
-
 def _write(
     output: Path,
     opened: QuantizationSource,
@@ -424,54 +376,6 @@ def _layer_record(item: FinishedLayer) -> dict[str, Any]:
         "has_scaled_inputs": item.has_scaled_inputs,
         "geometry": item.geometry,
     }
-
-
-def _read_group_size(group_size: str | int) -> int | None:
-    """Returns the number of inputs in a group; None for a row."""
-    if str(group_size) == "row":
-        return None
-    if str(group_size) not in {"32", "64", "128"}:
-        raise InvalidParameterError(f"group_size must be 32, 64, 128 or row, got {group_size!r}.")
-    return int(group_size)
-
-
-def _read_calibration(
-    calibration: str | Path | None, method: str, *, is_public: bool
-) -> list[str] | None:
-    """Returns the calibration texts; None without any. Nothing is taken that was not named."""
-    is_none = calibration is None or str(calibration) == "none"
-    if is_none and METHODS[method].needs_calibration:
-        raise InvalidParameterError(
-            f"method {method} needs calibration texts: name a file with --calibration FILE, and "
-            "--calibration-is-public if it holds nothing private. --method nearest needs none."
-        )
-    if is_none and is_public:
-        raise InvalidParameterError("calibration_is_public needs a file: --calibration FILE.")
-    return None if is_none else read_calibration_texts(str(calibration))
-
-
-def _require_new(output: Path) -> None:
-    """Raises unless the output folder is absent or empty."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InvalidParameterError(
-            f"output {output} exists already and nothing in it is overwritten. Choose another "
-            "folder."
-        )
-
-
-def _require_space(output: Path, opened: QuantizationSource, layers: list[dict[str, Any]]) -> None:
-    """Raises unless the disk has room for finished blocks and the output."""
-    quantized = sum(matrix_of(m).numel() for block in layers for m in block.values())
-    others = sum(p.numel() for p in opened.model.parameters()) - quantized
-    # A byte a code until all are done, then at most as much again; scales are in the spare third.
-    needed = math.ceil(2.67 * quantized) + 4 * others + _SPARE_BYTES
-    parent = next(p for p in output.absolute().parents if p.exists())
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise InvalidParameterError(
-            f"no space left for the output: {parent} has {free / 1e6:.0f} MB free and about "
-            f"{needed / 1e6:.0f} MB are needed. Nothing was written."
-        )
 
 
 def _digest_tokens(sequences: list[list[int]]) -> str:
