@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sordino
-from helpers_runs import sentiment_rows, write_jsonl
+from helpers_runs import SMALL, run_cli, sentiment_rows, write_jsonl, write_tiny_model
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.quantization.pipeline import matrix_of
 from sordino.quantization.source import open_source
@@ -135,6 +135,39 @@ def test_finished_groups_are_not_measured_again(
     assert found["groups"] == groups
     assert len(calls) == 1 + len(groups) - 2 + len(found["frontier"])
     assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_the_command_voids_the_claim_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bits of the plan are written, the run's lines are void, and `verify` recomputes that."""
+    base = write_tiny_model(tmp_path / "base", hidden_size=32, intermediate_size=64)
+    paths = {name: tmp_path / f"{name}.jsonl" for name in ("members", "others")}
+    for number, path in enumerate(paths.values()):
+        write_jsonl(path, sentiment_rows(NUM, start=number * NUM))
+    public = tmp_path / "public.txt"
+    public.write_text("A quiet film about a river.\nNobody came to the second show.\n" * 4)
+    run, small = tmp_path / "run", tmp_path / "small"
+    sordino.tune(model=str(base), train=paths["members"], output=run, **SMALL)
+    words: list[object] = ["quantize", run, "--model", base, "--output", small, "--group-size", 32]
+    words += ["--method", "nearest"]
+    protect = ["--protect", paths["members"], "--nonmembers", paths["others"]]
+    assert run_cli(capsys, *words, *protect).code == 2
+    assert run_cli(capsys, *words, "--public", public).code == 2
+    protect += ["--public", public]
+    assert run_cli(capsys, *words, *protect, "--allocation", "random").code == 2
+    assert not small.exists()
+    shell = run_cli(capsys, *words, *protect)
+    assert shell.code == 0, shell.err
+    assert "Void: the bits of each layer were chosen by attacks on the members" in shell.out
+    record = json.loads((small / "quantization.json").read_text())
+    chosen = json.loads((tmp_path / "small.private" / "protection.PRIVATE.json").read_text())
+    assert {layer["name"]: layer["bits"] for layer in record["layers"]} == chosen["bits"]
+    assert record["looked_at_members"] is True
+    assert sordino.verify(small).is_valid
+    record["looked_at_members"] = False
+    (small / "quantization.json").write_text(json.dumps(record))
+    assert not sordino.verify(small).is_valid
 
 
 def test_what_cannot_be_protected_is_refused(files: dict[str, Any], tmp_path: Path) -> None:

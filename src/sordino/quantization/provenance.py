@@ -57,6 +57,15 @@ WHAT_THE_BOUND_SAYS = (
 _NOTHING_CLAIMED = (
     "Nothing is claimed: this is not a Sordino run, so nothing is known of how it was trained."
 )
+_NOT_NOISED = (
+    "the codes depend on private calibration texts, whose Gram matrices were used without noise"
+)
+_HOW_TO_NOISE = (
+    "To keep the claim, calibrate with public texts (--calibration-is-public), with none, or "
+    "through clipped, noised Gram matrices (--calibration-clip and its companions)."
+)
+_LOOKED = "the bits of each layer were chosen by attacks on the members themselves, without noise"
+_HOW_NOT_TO_LOOK = "To keep the claim, choose bits without --protect, by --budget-bytes."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,17 +178,20 @@ def read_calibration_source(content: Mapping[str, Any]) -> CalibrationSource:
         raise LedgerError(f"{RECORD}: calibration: {error}") from None
 
 
-def describe_privacy(ledger: Ledger | None, calibration: CalibrationSource) -> dict[str, Any]:
+def describe_privacy(
+    ledger: Ledger | None, calibration: CalibrationSource, *, looked_at_members: bool = False
+) -> dict[str, Any]:
     """Returns what may be claimed of the quantized model, for `quantization.json`.
 
     Guarantee:
         `guarantee` is the run's own, about its training records, only if the calibration texts
-        are public, there are none, or only noisy Gram matrices of them were used; every other
-        kind is refused or voids it.
+        are public, there are none, or only noisy Gram matrices of them were used, and if bits were
+        not chosen by looking at the training records; everything else is refused or voids it.
 
     Args:
         ledger: Of the run that was quantized; None for other models.
         calibration: Where calibration texts came from.
+        looked_at_members: Whether bits were chosen by measuring on the training records.
 
     Returns:
         `guarantee` (the run's, or "none"), `is_voided`, and `lines` in words.
@@ -187,8 +199,10 @@ def describe_privacy(ledger: Ledger | None, calibration: CalibrationSource) -> d
     Raises:
         LedgerError: If the ledger is not that of a finished run.
     """
+    if looked_at_members:
+        return _describe_voided(ledger, "The members", _LOOKED, _HOW_NOT_TO_LOOK)
     if calibration.kind == "private":
-        return _describe_voided(ledger)
+        return _describe_voided(ledger, "The calibration texts", _NOT_NOISED, _HOW_TO_NOISE)
     lines, guarantee, certificate = [_NOTHING_CLAIMED], "none", None
     if ledger is not None:
         certificate = compute_certificate(ledger)
@@ -248,13 +262,10 @@ def _describe_release(release: GramRelease, certificate: Certificate | None) -> 
     return lines
 
 
-def _describe_voided(ledger: Ledger | None) -> dict[str, Any]:
-    """Returns what is left of a claim after private texts were used without noise."""
-    void = (
-        f"{NO_GUARANTEE}. Void: the codes depend on private calibration texts, whose Gram matrices "
-        "were used without noise."
-    )
-    lines = [f"The calibration texts: {void}"]
+def _describe_voided(ledger: Ledger | None, whose: str, reason: str, remedy: str) -> dict[str, Any]:
+    """Returns what is left of a claim after private records were used without noise."""
+    void = f"{NO_GUARANTEE}. Void: {reason}."
+    lines = [f"{whose}: {void}"]
     if ledger is not None:
         certificate = compute_certificate(ledger)
         lines = [
@@ -266,10 +277,7 @@ def _describe_voided(ledger: Ledger | None) -> dict[str, Any]:
                 "weights before they were quantized, and not of this folder."
             ),
         ]
-    lines.append(
-        "To keep the claim, calibrate with public texts (--calibration-is-public), with none, or "
-        "through clipped, noised Gram matrices (--calibration-clip and its companions)."
-    )
+    lines.append(remedy)
     return {"guarantee": "none", "is_voided": True, "lines": lines}
 
 
@@ -308,7 +316,10 @@ def recompute_privacy(folder: Path) -> dict[str, Any]:
             raise LedgerError(f"{path} is not the ledger that {RECORD} names.")
     calibration = read_calibration_source(record["calibration"])
     _require_charged(folder / CALIBRATION_LEDGER, calibration.release)
-    return describe_privacy(ledger, calibration)
+    looked = record.get("looked_at_members", False)
+    if not isinstance(looked, bool):
+        raise LedgerError(f"{RECORD}: looked_at_members must be true or false, got {looked!r}.")
+    return describe_privacy(ledger, calibration, looked_at_members=looked)
 
 
 def _require_charged(path: Path, release: GramRelease | None) -> None:

@@ -107,6 +107,7 @@ def choose_bits(
     *,
     group_size: int | None,
     folder: Path,
+    choices: Sequence[int] = BITS,
 ) -> Protection:
     """Returns the bits of every layer: differentiated projection.
 
@@ -119,38 +120,39 @@ def choose_bits(
         settings: Records and limits.
         group_size: Neighbouring inputs that share a scale; None for a row.
         folder: For measurements; made with mode 0700.
+        choices: Bits that a layer can get, rising.
 
     Raises:
         InvalidDataError: If records cannot be used, or are too few.
         InvalidParameterError: If the budget is too small.
     """
     sizes = {
-        name: [layer_bytes(matrix_of(module).shape, bits, group_size) for bits in BITS]
+        name: [layer_bytes(matrix_of(module).shape, bits, group_size) for bits in choices]
         for name, module in layers.items()
     }
-    budget = _budget(settings.budget, sizes)
+    budget = _budget(settings.budget, sizes, choices)
     texts = _read_texts(source, opened, settings)
     folder.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
     model = LanguageModel(opened.model, opened.tokenizer.pad_token_id)
     choosing, judging = texts.half(0), texts.half(1)
     proxies = fisher_proxies(model, layers, choosing, num_texts=_PROXY_TEXTS)
-    digest = _digest(opened, texts, group_size)
+    digest = _digest(opened, texts, group_size, choices[0])
     with progress("protect: groups", len(group_layers(list(layers)))) as advance:
         groups = score_groups(
             model,
             layers,
             choosing,
             folder / f"groups-{digest}.PRIVATE.jsonl",
-            bits=BITS[0],
+            bits=choices[0],
             group_size=group_size,
             proxies=proxies,
             tokens_per_batch=settings.tokens_per_batch,
             advance=advance,
         )
-    costs = _costs(groups, layers, group_size)
+    costs = _costs(groups, layers, group_size, choices)
     roles = {name: group.role(settings.tolerance) for group in groups for name in group.layers}
-    chosen = allocate_by_role(roles, BITS, costs, sizes, budget)
-    plans = _plans(chosen, costs, sizes, budget)
+    chosen = allocate_by_role(roles, choices, costs, sizes, budget)
+    plans = _plans(chosen, costs, sizes, budget, choices)
     frontier = []
     with progress("protect: plans", len(plans)) as advance:
         for number, (name, plan) in enumerate(plans.items(), start=1):
@@ -185,15 +187,15 @@ def choose_bits(
     return Protection(chosen, folder / RECORD, folder / PAGE)
 
 
-def _budget(asked: int | None, sizes: Mapping[str, Sequence[int]]) -> int:
+def _budget(asked: int | None, sizes: Mapping[str, Sequence[int]], choices: Sequence[int]) -> int:
     """Returns the bytes that all layers may take; refused before hours of work if too few."""
     least = sum(size[0] for size in sizes.values())
     if asked is None:
-        return sum(size[BITS.index(4)] for size in sizes.values())
+        return sum(size[choices.index(4)] for size in sizes.values())
     if asked < least:
         raise InvalidParameterError(
-            f"budget_bytes must be at least {least:,}, what all layers take with {BITS[0]} bits; "
-            f"got {asked:,}."
+            f"budget_bytes must be at least {least:,}, what all layers take with {choices[0]} "
+            f"bits; got {asked:,}."
         )
     return asked
 
@@ -247,7 +249,10 @@ def _without_repeats(sides: list[list[Record]]) -> list[list[Record]]:
 
 
 def _costs(
-    groups: Sequence[GroupScore], layers: Mapping[str, torch.nn.Module], group_size: int | None
+    groups: Sequence[GroupScore],
+    layers: Mapping[str, torch.nn.Module],
+    group_size: int | None,
+    choices: Sequence[int],
 ) -> dict[str, np.ndarray]:
     """Returns each layer's cost of each number of bits, nats a token.
 
@@ -257,7 +262,9 @@ def _costs(
     smallest = min((g.functional.value for g in groups if g.functional.value > 0), default=1.0)
     costs = {}
     for group in groups:
-        errors = {n: squared_errors(matrix_of(layers[n]), BITS, group_size) for n in group.layers}
+        errors = {
+            n: squared_errors(matrix_of(layers[n]), choices, group_size) for n in group.layers
+        }
         total = sum(float(error[0]) for error in errors.values()) or 1.0
         rise = max(group.functional.value, smallest)
         costs |= {name: rise * error / total for name, error in errors.items()}
@@ -269,15 +276,16 @@ def _plans(
     costs: Mapping[str, np.ndarray],
     sizes: Mapping[str, Sequence[int]],
     budget: int,
+    choices: Sequence[int],
 ) -> dict[str, dict[str, int]]:
     """Returns the chosen plan and what it is compared with."""
     names = list(chosen)
     size = np.array([sizes[name] for name in names])
     plans: dict[str, dict[str, int]] = {"not quantized": {}}
-    plans |= {f"{bits} bits": dict.fromkeys(names, bits) for bits in BITS}
+    plans |= {f"{bits} bits": dict.fromkeys(names, bits) for bits in choices}
     by_cost = allocate(np.array([costs[name] for name in names]), size, budget)
     plans["by quality alone"] = {
-        name: BITS[choice] for name, choice in zip(names, by_cost.tolist(), strict=True)
+        name: choices[choice] for name, choice in zip(names, by_cost.tolist(), strict=True)
     }
     for seed in _RANDOM_SEEDS:
         plans[f"random {seed + 1}"] = _shuffled(chosen, sizes, seed)
@@ -297,9 +305,11 @@ def _shuffled(
     return {name: shuffled[name] for name in plan}
 
 
-def _digest(opened: QuantizationSource, texts: ProbeTexts, group_size: int | None) -> str:
+def _digest(
+    opened: QuantizationSource, texts: ProbeTexts, group_size: int | None, coarse: int
+) -> str:
     """Returns what finished groups depend on."""
-    digest = hashlib.sha256(canonical_json([opened.fingerprint, group_size, BITS[0]]))
+    digest = hashlib.sha256(canonical_json([opened.fingerprint, group_size, coarse]))
     sides: tuple[Sequence[ScoredText], ...] = (texts.members, texts.nonmembers, texts.public)
     for side in sides:
         for text in side:

@@ -45,10 +45,12 @@ from sordino.reports.private_calibration import (
     plan_release,
     release_grams,
 )
+from sordino.reports.protect import choose_bits as choose_bits_by_role
 from sordino.reports.quantize_checks import (
     read_budget,
     read_calibration,
     read_group_size,
+    read_protection,
     require_new,
     require_space,
     require_together,
@@ -133,6 +135,15 @@ def quantize(
         Doc("Rule that spends --budget-bytes; default: certificate."),
     ] = None,
     allocation_seed: Annotated[int, Doc("Of --allocation random; public.")] = 0,
+    protect: Annotated[
+        Path | None,
+        Doc("Records it was tuned on: bits then follow what an attack sees; voids a run's claim."),
+    ] = None,
+    nonmembers: Annotated[Path | None, Doc("With --protect: others of the same kind.")] = None,
+    public: Annotated[Path | None, Doc("With --protect: public text, for quality.")] = None,
+    tolerance: Annotated[
+        float, Doc("With --protect: rise of the loss that counts, nats a token.")
+    ] = 0.02,
     geometry: Annotated[
         bool, Doc("Measure what tuning and rounding did to each layer; for adapters.")
     ] = False,
@@ -166,9 +177,20 @@ def quantize(
         scales=scales,
         damping=damping,
     )
-    budget = read_budget(budget_bytes, allocation, allocation_seed, format)
+    protection = read_protection(
+        protect,
+        nonmembers,
+        public,
+        budget_bytes=budget_bytes,
+        allocation=allocation,
+        tolerance=tolerance,
+        base=model,
+    )
+    spent = None if protection else budget_bytes
+    budget = read_budget(spent, allocation, allocation_seed, format)
     groups = [] if settings.group_size is None else [settings.group_size]
-    for width in [bits] if budget is None else budget.choices:
+    choices = tuple(sorted(formats.FORMATS[format].bits))
+    for width in [bits] if budget is None and protection is None else choices:
         formats.require_writable(format, bits=width, group_sizes=groups)
     is_dp = calibration_epsilon is not None
     texts = read_calibration(calibration, method, is_public=calibration_is_public)
@@ -212,7 +234,9 @@ def quantize(
             clip_norm=calibration_clip,
         )
         found = CalibrationSource(kind="dp", num_sequences=None, num_tokens=None, release=release)
-    privacy = describe_privacy(opened.ledger, found)  # refuses before hours of work
+    privacy = describe_privacy(  # refuses before hours of work
+        opened.ledger, found, looked_at_members=protection is not None
+    )
     store = LayerStore(
         output.with_name(output.name + ".partial"),
         asdict(settings)
@@ -221,6 +245,7 @@ def quantize(
             "model": [opened.fingerprint, opened.base_fingerprint],
             "sequences": sequences and _digest_tokens(sequences),
             "budget": budget and asdict(budget),
+            "protection": protection and [str(value) for value in asdict(protection).values()],
             "geometry": geometry,
             "sordino_version": version("sordino"),
         },
@@ -229,9 +254,23 @@ def quantize(
     if found.release is not None and probe is not None:
         charge_release(store, found.release)
         private = release_grams(found.release, probe)
-    layer_bits = _choose_bits(
-        opened, layers, settings, sequences=sequences, store=store, budget=budget
-    )
+    if protection is None:
+        layer_bits = _choose_bits(
+            opened, layers, settings, sequences=sequences, store=store, budget=budget
+        )
+    else:
+        layer_bits = store.load_bits()
+        if layer_bits is None:
+            layer_bits = choose_bits_by_role(
+                source,
+                opened,
+                {name: module for block in layers for name, module in block.items()},
+                protection,
+                group_size=settings.group_size,
+                folder=output.with_name(output.name + ".private"),
+                choices=choices,
+            ).bits
+            store.save_bits(layer_bits)
     run = _open_run(opened, sequences)
     with progress("quantize: blocks", len(layers)) as advance:
         finished, unreached = quantize_blocks(
@@ -254,7 +293,8 @@ def quantize(
         finished,
         store,
         parts={
-            "settings": asdict(settings) | ({} if budget is None else {"bits": None}),
+            "settings": asdict(settings) | ({} if layer_bits is None else {"bits": None}),
+            "looked_at_members": protection is not None,
             "calibration": asdict(found),
             "privacy": privacy,
             "allocation": budget and budget.describe(layer_bits or {}, sizes),

@@ -6,13 +6,14 @@ import math
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from sordino.core.checks import require_one_of
+from sordino.core.checks import require_non_negative, require_one_of
 from sordino.core.errors import InvalidParameterError
 from sordino.quantization import formats
 from sordino.quantization.bit_choice import BitBudget, needs_inputs
 from sordino.quantization.calibration import read_calibration_texts
 from sordino.quantization.methods import METHODS
 from sordino.quantization.pipeline import matrix_of
+from sordino.reports.protect import ProtectSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "read_budget",
     "read_calibration",
     "read_group_size",
+    "read_protection",
     "require_new",
     "require_space",
     "require_together",
@@ -46,6 +48,41 @@ def read_budget(
         allocation=allocation or "certificate",
         choices=tuple(sorted(formats.FORMATS[format_name].bits)),
         seed=seed,
+    )
+
+
+def read_protection(
+    protect: Path | None,
+    nonmembers: Path | None,
+    public: Path | None,
+    *,
+    budget_bytes: int | None,
+    allocation: str | None,
+    tolerance: float,
+    base: str | None,
+) -> ProtectSettings | None:
+    """Returns the records and limits of `--protect`; None without it."""
+    if protect is None:
+        if nonmembers is not None or public is not None:
+            raise InvalidParameterError("--nonmembers and --public go with --protect MEMBERS.")
+        return None
+    if nonmembers is None or public is None:
+        raise InvalidParameterError(
+            "--protect MEMBERS also needs --nonmembers FILE (records of the same kind that the "
+            "model was not tuned on) and --public FILE (public text, for quality)."
+        )
+    if allocation is not None:
+        raise InvalidParameterError(
+            "--protect is a rule of its own: leave --allocation out. It prints what bits by "
+            "quality alone and random bits would do."
+        )
+    return ProtectSettings(
+        members=protect,
+        nonmembers=nonmembers,
+        public=public,
+        budget=budget_bytes,
+        tolerance=require_non_negative("tolerance", tolerance),
+        base=base,
     )
 
 
