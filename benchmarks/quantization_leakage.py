@@ -2,12 +2,14 @@
 
 Run: python benchmarks/quantization_leakage.py --run RUN --members FILE --nonmembers FILE
          --output FOLDER [--records 200] [--public 100] [--group-size 64] [--budget-bytes N]
+         [--uniform]
 
 RUN is a run that leaks, such as "overfitted" of audit_power.py, on the embedded model, with the
 files that it was and was not tuned on. Public text: movie-review snippets that stand in neither.
 Groups are attention and MLP of each block. Weights are rounded to the nearest codes with searched
 scales, which needs no calibration. An interrupted series goes on where it stopped. The page with
-both figures is FOLDER/protection.PRIVATE.html.
+both figures is FOLDER/protection.PRIVATE.html. `--uniform` measures 16, 8, 4 and 2 bits everywhere
+and no groups, on all the records.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from pathlib import Path
 
 from common import movie_reviews
 from sordino.data import normalize_text
+from sordino.gradients.objectives import LanguageModel
 from sordino.quantization.methods import QuantizationSettings
 from sordino.quantization.pipeline import select_layers
 from sordino.quantization.source import open_source
-from sordino.reports.protect import ProtectSettings, choose_bits
+from sordino.reports.protect import ProtectSettings, choose_bits, read_texts
+from sordino.reports.protection import FrontierPoint, measure_plan
 
 
 def head(source: Path, target: Path, count: int) -> set[str]:
@@ -29,6 +33,16 @@ def head(source: Path, target: Path, count: int) -> set[str]:
     lines = source.read_text(encoding="utf-8").splitlines()[:count]
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {normalize_text(json.loads(line)["completion"]) for line in lines}
+
+
+def show(point: FrontierPoint) -> None:
+    """Prints one row."""
+    print(
+        f"{point.name} | {point.num_bytes / 1e6:.1f} | {point.perplexity:.4g} | "
+        "{:.3f} ({:.3f} to {:.3f}) | ".format(*point.auc)
+        + "{:.3f} ({:.3f} to {:.3f})".format(*point.true_positive_rate),
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -42,6 +56,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--budget-bytes", type=int)
     parser.add_argument("--tolerance", type=float, default=0.02)
+    parser.add_argument("--uniform", action="store_true")
     arguments = parser.parse_args()
     folder = arguments.output
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,30 +77,45 @@ def main() -> None:
         damping=0.01,
     )
     blocks, _ = select_layers(opened.model, settings)
+    layers = {name: module for block in blocks for name, module in block.items()}
+    limits = ProtectSettings(
+        members=folder / "members.PRIVATE.jsonl",
+        nonmembers=folder / "nonmembers.PRIVATE.jsonl",
+        public=public,
+        budget=arguments.budget_bytes,
+        tolerance=arguments.tolerance,
+        base="embedded",
+        num_public=arguments.public,
+    )
+    print("plan | MB | perplexity | AUC (95%) | TPR at 1% FPR (95%)", flush=True)
+    if arguments.uniform:
+        texts = read_texts(arguments.run, opened, limits)
+        model = LanguageModel(opened.model, opened.tokenizer.pad_token_id)
+        for bits in (16, 8, 4, 2):
+            plan = {} if bits == 16 else dict.fromkeys(layers, bits)
+            show(
+                measure_plan(
+                    f"{bits} bits",
+                    plan,
+                    model,
+                    layers,
+                    texts,
+                    group_size=arguments.group_size,
+                    tokens_per_batch=limits.tokens_per_batch,
+                )
+            )
+        return
     found = choose_bits(
         arguments.run,
         opened,
-        {name: module for block in blocks for name, module in block.items()},
-        ProtectSettings(
-            members=folder / "members.PRIVATE.jsonl",
-            nonmembers=folder / "nonmembers.PRIVATE.jsonl",
-            public=public,
-            budget=arguments.budget_bytes,
-            tolerance=arguments.tolerance,
-            base="embedded",
-            num_public=arguments.public,
-        ),
+        layers,
+        limits,
         group_size=arguments.group_size,
         folder=folder,
     )
     record = json.loads(found.record.read_text(encoding="utf-8"))
-    print("plan | MB | perplexity | AUC (95%) | TPR at 1% FPR (95%)")
     for point in record["frontier"]:
-        print(
-            f"{point['name']} | {point['num_bytes'] / 1e6:.1f} | {point['perplexity']:.4g} | "
-            "{:.3f} ({:.3f} to {:.3f}) | ".format(*point["auc"])
-            + "{:.3f} ({:.3f} to {:.3f})".format(*point["true_positive_rate"])
-        )
+        show(FrontierPoint(**point))
     roles = [group["role"] for group in record["groups"]]
     print({role: roles.count(role) for role in sorted(set(roles))})
     print(f"rank correlation of the Fisher proxy: {record['proxy_rank_correlation']}")

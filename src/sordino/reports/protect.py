@@ -131,7 +131,7 @@ def choose_bits(
         for name, module in layers.items()
     }
     budget = _budget(settings.budget, sizes, choices)
-    texts = _read_texts(source, opened, settings)
+    texts = read_texts(source, opened, settings)
     folder.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
     model = LanguageModel(opened.model, opened.tokenizer.pad_token_id)
     choosing, judging = texts.half(0), texts.half(1)
@@ -200,7 +200,7 @@ def _budget(asked: int | None, sizes: Mapping[str, Sequence[int]], choices: Sequ
     return asked
 
 
-def _read_texts(source: str, opened: QuantizationSource, settings: ProtectSettings) -> ProbeTexts:
+def read_texts(source: str, opened: QuantizationSource, settings: ProtectSettings) -> ProbeTexts:
     """Returns the texts to measure on, with their losses under the base where there is one."""
     kind = find_kind(settings.members)
     sides = [read_records(path, kind=kind) for path in (settings.members, settings.nonmembers)]
