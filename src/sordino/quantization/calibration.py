@@ -180,7 +180,7 @@ class CalibrationRun:
             groups.append((x, [name]))
 
         with _listening(layers, note):
-            self._run(number, self._batches[-1])
+            self._run(number, min(self._batches, key=lambda batch: len(batch.is_real)))
         return [names for _, names in groups]
 
     def input_grams(
