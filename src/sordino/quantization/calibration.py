@@ -144,7 +144,7 @@ class CalibrationRun:
         sequences: Sequence[Sequence[int]],
         *,
         pad_id: int,
-        tokens_per_batch: int = 4096,
+        tokens_per_batch: int = 1024,
     ) -> None:
         self._blocks = list(find_blocks(model)[1])
         self._batches = []
@@ -192,11 +192,13 @@ class CalibrationRun:
 
             def add(name: str, x: torch.Tensor, batch: _Batch = batch) -> None:
                 rows = _token_rows(x, batch)[batch.is_real]
-                sums[name] = sums.get(name, 0.0) + _gram(rows)
+                if name not in sums:
+                    sums[name] = _zero_gram(rows)
+                _add_products(sums[name], rows)
 
             with _listening(leaders, add):
                 self._run(number, batch)
-        return {name: total.numpy() for name, total in sums.items()}
+        return {name: (0.5 * (total + total.T)).numpy() for name, total in sums.items()}
 
     def sequence_grams(
         self, number: int, leader: tuple[str, nn.Module]
@@ -300,10 +302,20 @@ def _token_rows(x: torch.Tensor, batch: _Batch) -> torch.Tensor:
 
 def _gram(rows: torch.Tensor) -> torch.Tensor:
     """Returns X^T X in float64, exactly symmetric."""
-    total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    total = _zero_gram(rows)
+    _add_products(total, rows)
+    return 0.5 * (total + total.T)
+
+
+def _zero_gram(rows: torch.Tensor) -> torch.Tensor:
+    """Returns the Gram matrix of no rows, in float64."""
+    return torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+
+
+def _add_products(total: torch.Tensor, rows: torch.Tensor) -> None:
+    """Adds X^T X, symmetric up to rounding."""
     for part in rows.float().split(_ROWS_AT_ONCE):
         total += part.T @ part
-    return 0.5 * (total + total.T)
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from sordino.core.checks import require_non_negative
 from sordino.core.errors import InvalidParameterError
 from sordino.lattices.babai import compute_factor, plane_codes
-from sordino.lattices.bounds import loss_bound_upper, loss_estimate
+from sordino.lattices.bounds import axis_coordinates, loss_bound_upper, loss_estimate
 from sordino.lattices.orders import order_columns
 from sordino.lattices.problem import (
     Problem,
@@ -145,7 +145,7 @@ def _compare_with_plane(
     problem: Problem, factor: NDArray[np.float64], codes: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], int, bool]:
     """Returns each row's loss, the steps that limits changed, and if the bound covers all rows."""
-    along_axes = (problem.weights - problem.scales * codes) @ factor.T
+    along_axes = axis_coordinates(problem.weights - problem.scales * codes, factor)
     losses: NDArray[np.float64] = np.einsum("ri,ri->r", along_axes, along_axes)
     is_off = (np.abs(along_axes / factor.diagonal()) > 0.5 * problem.scales).any(axis=1)
     if not is_off.any():
@@ -183,7 +183,7 @@ def _losses(
     problem: Problem, factor: NDArray[np.float64], codes: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Returns each row's loss under the damped gram: the squared length of L (w - s z)."""
-    along_axes = (problem.weights - problem.scales * codes) @ factor.T
+    along_axes = axis_coordinates(problem.weights - problem.scales * codes, factor)
     losses: NDArray[np.float64] = np.einsum("ri,ri->r", along_axes, along_axes)
     return losses
 
