@@ -39,8 +39,8 @@ _SIDES = ("sordino", "tool")
 _LENGTH = 512
 
 
-def prepare(work: Path, num_blocks: int, num_texts: int, num_sentences: int) -> int:
-    """Writes the model, the texts and their tokens; returns the number of tokens."""
+def prepare(work: Path, num_blocks: int, num_texts: int, num_sentences: int) -> None:
+    """Writes the model, the texts and their tokens."""
     import torch
 
     from rotation import rotate_model
@@ -62,7 +62,6 @@ def prepare(work: Path, num_blocks: int, num_texts: int, num_sentences: int) -> 
         texts, loaded.tokenizer, num_sequences=num_texts, max_length=_LENGTH
     )
     (work / "tokens.json").write_text(json.dumps(tokens), encoding="utf-8")
-    return sum(map(len, tokens))
 
 
 def run_sordino(work: Path) -> None:
@@ -121,8 +120,12 @@ def run_side(side: str, work: Path) -> None:
     began = time.process_time()
     (run_tool if side == "tool" else run_sordino)(work)
     now = time.process_time()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"work": now - began, "process": now, "memory": peak / 1024}))
+    own, children = (
+        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    others = children.ru_utime + children.ru_stime
+    took = {"work": now - began + others, "process": now + others, "memory": own.ru_maxrss / 1024}
+    print(json.dumps(took))
 
 
 def start_side(side: str, python: str, work: Path) -> dict[str, Any]:
@@ -177,13 +180,19 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=1, help="of a text")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--score", action="store_true")
-    parser.add_argument("--side", choices=_SIDES)
+    parser.add_argument("--side", choices=("prepare", *_SIDES))
     arguments = parser.parse_args()
     work = arguments.work.absolute()
+    if arguments.side == "prepare":
+        prepare(work, arguments.blocks, arguments.texts, arguments.sentences)
+        return
     if arguments.side:
         run_side(arguments.side, work)
         return
-    num_tokens = prepare(work, arguments.blocks, arguments.texts, arguments.sentences)
+    # In a process of its own: a child's peak memory starts at that of its parent.
+    subprocess.run([sys.executable, *sys.argv, "--side", "prepare"], check=True)
+    tokens = json.loads((work / "tokens.json").read_text(encoding="utf-8"))
+    num_tokens = sum(map(len, tokens))
     print(
         f"SmolLM2-135M, {arguments.blocks} blocks, 4 bits, groups of 64; {arguments.texts} texts, "
         f"{num_tokens} tokens",
