@@ -39,16 +39,15 @@ from sordino.data import embedded_reviews
 from sordino.lattices import ORDERS, damp_gram
 from sordino.models import choose_compute_dtype, load_model
 from sordino.quantization import quantize_rows
-from sordino.quantization._grid import (
+from sordino.quantization.awq import awq, output_loss
+from sordino.quantization.hqq import hqq, hqq_asymmetric
+from sordino.quantization.scales import (
     absmax_scales,
     code_limits,
     dequantize,
-    output_loss,
     round_weight,
     search_scales,
 )
-from sordino.quantization.awq import awq
-from sordino.quantization.hqq import hqq, hqq_asymmetric
 
 _LENGTH = 512  # tokens of a sequence: sentences one after the other
 _INPUTS = {  # layers that share one input, and whether it is the residual stream

@@ -5,15 +5,16 @@ Run: OMP_NUM_THREADS=1 python benchmarks/quantization_models.py --output FOLDER
      python benchmarks/quantization_models.py --output FOLDER --table
 
 A row is METHOD:BITS:GROUP, with METHOD one of nearest, absmax (nearest on a grid that clips
-nothing), gptq-natural, gptq-activation, gptq-min-pivot and hqq, and GROUP a number of inputs or
-row. Results are added to FOLDER/results.jsonl; rows that are there are left out, and a row that
-was cut short goes on behind its last finished block.
+nothing), hqq, awq, smoothquant, gptq-natural, gptq-activation and gptq-min-pivot, and GROUP a
+number of inputs or row. Results are added to FOLDER/results.jsonl; rows that are there are left
+out, and a row that was cut short goes on behind its last finished block.
 
 The embedded model lies on a 4-bit grid already, so the residual stream is rotated first by a random
 orthogonal matrix (see rotation.py), which changes no output; the perplexity of the model as it is
 is printed beside it. All linear layers of all 30 blocks are quantized as `sordino quantize` does
 it: block by block, each calibrated on the outputs of the quantized ones before it. The embedding
-and the output layer stay as they are. Scales are searched (absmax: not), damping is 1%.
+and the output layer stay as they are. Scales are searched (absmax: not; awq and hqq choose
+their own), damping is 1%.
 
 Text: the movie-review sentences that ship with the package (public), joined by line breaks and cut
 into sequences of 512 tokens: the first 32 are for calibration, the last 8 are scored, every token
@@ -36,11 +37,13 @@ from torch.nn import functional as F  # noqa: N812
 
 from rotation import rotate_model
 from sordino.data import embedded_reviews
+from sordino.lattices import ORDERS
 from sordino.models import load_model
 from sordino.quantization.calibration import CalibrationRun
-from sordino.quantization.hqq import hqq
-from sordino.quantization.methods import QuantizationSettings
-from sordino.quantization.pipeline import LayerStore, matrix_of, quantize_blocks, select_layers
+from sordino.quantization.input_scales import place_folds
+from sordino.quantization.methods import METHODS, QuantizationSettings
+from sordino.quantization.pipeline import quantize_blocks, select_layers
+from sordino.quantization.store import LayerStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,11 +52,11 @@ LENGTH = 512
 NUM_CALIBRATION, NUM_SCORED = 32, 8
 T_QUANTILE = 2.365  # 97.5%, 7 degrees of freedom
 SEED = 0
-METHODS = ("nearest", "gptq-natural", "gptq-activation", "gptq-min-pivot", "hqq", "absmax")
+NAMES = ("absmax", *(m for m in METHODS if m != "gptq"), *(f"gptq-{order}" for order in ORDERS))
 DEFAULT_ROWS = [
-    f"{method}:{bits}:{group}"
+    f"{name}:{bits}:{group}"
     for bits, group in ((4, "64"), (4, "row"), (2, "64"), (2, "row"))
-    for method in METHODS[:-1]
+    for name in ("gptq-min-pivot", "nearest", "gptq-activation", "gptq-natural", "awq", "hqq")
 ]
 UNQUANTIZED = ("unrotated", "rotated")
 
@@ -70,8 +73,8 @@ class Row:
     def read(cls, text: str) -> Row:
         """Reads METHOD:BITS:GROUP."""
         method, bits, group = text.split(":")
-        if method not in METHODS:
-            raise SystemExit(f"method must be one of {', '.join(METHODS)}, got {method}.")
+        if method not in NAMES:
+            raise SystemExit(f"method must be one of {', '.join(NAMES)}, got {method}.")
         return cls(method, int(bits), group)
 
     @property
@@ -80,18 +83,13 @@ class Row:
         return f"{self.method}:{self.bits}:{self.group}"
 
     @property
-    def needs_calibration(self) -> bool:
-        """Whether inputs matter."""
-        return self.method.startswith("gptq")
-
-    @property
     def settings(self) -> QuantizationSettings:
         """What the pipeline is told."""
-        is_gptq = self.needs_calibration
+        is_gptq = self.method.startswith("gptq-")
         return QuantizationSettings(
             bits=self.bits,
             group_size=None if self.group == "row" else int(self.group),
-            method="gptq" if is_gptq else "nearest",
+            method="gptq" if is_gptq else self.method.replace("absmax", "nearest"),
             order=self.method.removeprefix("gptq-") if is_gptq else "natural",
             lattice_reduction="none",
             scales="absmax" if self.method == "absmax" else "searched",
@@ -120,26 +118,14 @@ def score(model: PreTrainedModel, sequences: torch.Tensor) -> list[float]:
     return losses
 
 
-@torch.no_grad()
-def round_hqq(layers: list[dict[str, torch.nn.Module]], settings: QuantizationSettings) -> None:
-    """Rounds all layers by HQQ with a symmetric grid, which needs no calibration."""
-    for module in (module for block in layers for module in block.values()):
-        matrix = matrix_of(module)
-        size = settings.group_size_of(matrix.shape[1])
-        codes, scales = hqq(matrix, bits=settings.bits, group_size=size)
-        matrix.copy_(codes * scales.float().repeat_interleave(size, dim=1))
-
-
 def quantize(
     model: PreTrainedModel, row: Row, calibration: list[list[int]], partial: Path
 ) -> dict[str, Any]:
     """Quantizes a model in place; returns what is known of its layers' losses."""
     settings = row.settings
+    method = METHODS[settings.method]
     layers, _ = select_layers(model, settings)
-    if row.method == "hqq":
-        round_hqq(layers, settings)
-        return {}
-    run = CalibrationRun(model, calibration, pad_id=0) if row.needs_calibration else None
+    run = CalibrationRun(model, calibration, pad_id=0) if method.needs_calibration else None
     store = LayerStore(partial / row.name.replace(":", "-"), {"row": row.name})
     began = time.process_time()
     finished, _ = quantize_blocks(
@@ -147,13 +133,14 @@ def quantize(
         run,
         settings,
         store,
+        folds=place_folds(model, layers) if method.choose_input_scales else None,
         advance=lambda done: print(
             f"{row.name}: block {done}, {time.process_time() - began:.0f} s of CPU", flush=True
         ),
     )
     store.remove()
     certificates = [item.certificate for item in finished.values() if item.certificate]
-    if not certificates:
+    if settings.method != "gptq":  # others have no nearest codes on the same grid beside them
         return {}
     ratios = [math.log(c.exact / c.nearest) for c in certificates]
     return {

@@ -91,7 +91,7 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "quantization.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("method", ["nearest", "gptq"])
+@pytest.mark.parametrize("method", ["nearest", "gptq", "hqq"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_loaded_weights_are_what_the_codes_stand_for(
     tmp_path: Path,
@@ -311,6 +311,16 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "method": (["--method", "magic"], "method must be one of"),
     "reduction": (["--lattice-reduction", "lll"], "one scale a row"),
     "gguf": (["--format", "gguf", "--method", "nearest", "--bits", "2"], "holds 4 or 8 bits"),
+    "allocation": (["--allocation", "kurtosis", "--method", "nearest"], "spends a budget"),
+    "budget without texts": (
+        ["--budget-bytes", "9000", "--method", "nearest", "--group-size", "32"],
+        "allocation certificate needs calibration texts",
+    ),
+    "awq without texts": (["--method", "awq"], "needs calibration texts"),
+    "dp of nothing": (
+        ["--method", "nearest", "--calibration-epsilon", "1"],
+        "for a file of private texts",
+    ),
     "base": (["--model", "embedded", "--method", "nearest", "--group-size", "32"], "no base"),
 }
 

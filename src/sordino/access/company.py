@@ -79,16 +79,27 @@ class Company:
     policy: Policy
     policy_text: str
 
-    def records(self, ids: Sequence[str]) -> str:
-        """Returns records as they stand in a context, one a line."""
+    def records(self, ids: Sequence[str], *, reader: str | None = None) -> str:
+        """Returns records as they stand in a context, one a line.
+
+        Args:
+            ids: Whose.
+            reader: Id of somebody; values that they may not read are left out. None: all values.
+        """
         return "\n".join(
             "; ".join(
                 f"{column}: {value}"
                 for column, value in self.employees[person].items()
-                if column not in _HIDDEN
+                if column not in _HIDDEN and self._may_show(reader, person, column)
             )
             for person in ids
         )
+
+    def _may_show(self, reader: str | None, person: str, column: str) -> bool:
+        """Returns whether somebody may see a cell; columns the policy does not name are open."""
+        if reader is None or column not in self.policy.attributes:
+            return True
+        return self.policy.can_read(reader, person, column)
 
 
 class CompanyMaker:

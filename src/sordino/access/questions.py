@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from sordino.access import _templates as wording
 from sordino.access.benchmark import MISSING, REFUSAL
 from sordino.access.company import ASKED, NOBODY
+from sordino.access.policy_text import label_of, make_system_text
 from sordino.access.values import ReadText, Value
 from sordino.core.checks import require_integer, require_one_of
 
@@ -24,17 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sordino.access.company import Company
-    from sordino.access.rights import Policy, SpecialRight
 
 NUM_OTHERS = 5  # records in a context beside the target's
 _MOST_TRIES = 400
-_MOST_EXCEPTIONS = 8  # told in a prompt
-_RELATION_TEXTS = {
-    "self": "Everybody may read {what} in their own record.",
-    "direct_supervisor": "A direct supervisor may read {what} of the people they supervise.",
-    "higher_managers": "Managers further up the reporting line may read {what} of all below them.",
-    "everyone": "Everybody may read {what} of everybody.",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,56 +104,6 @@ def make_questions(
 def count_kinds(questions: Sequence[Question]) -> dict[str, int]:
     """Returns the number of questions by questionnaire."""
     return dict(Counter(question.questionnaire for question in questions))
-
-
-def describe_policy(company: Company, involved: Sequence[str]) -> str:
-    """Returns the rules as prompts tell them.
-
-    Args:
-        company: Whose rules.
-        involved: Ids of people whose exceptions come first where there are too many to tell all.
-    """
-    policy = company.policy
-    names = ", ".join(label_of(attribute) for attribute in policy.attributes)
-    lines = [f"Personal data are: {names}."]
-    for relation, text in _RELATION_TEXTS.items():
-        if policy.relations.get(relation):
-            lines.append(text.format(what=_what(policy, policy.relations[relation])))
-    for role, attributes in policy.role_rights.items():
-        if attributes:
-            what = _what(policy, attributes)
-            lines.append(f"Users with the role {policy.roles[role]} may read {what} of everybody.")
-    for role, attributes in policy.role_denials.items():
-        if attributes:
-            what = _what(policy, attributes, "any")
-            lines.append(f"Users with the role {policy.roles[role]} may not read {what} of others.")
-    for verb, entries in (("may read", policy.granted), ("may not read", policy.revoked)):
-        ordered = sorted(entries, key=lambda entry: entry.person not in involved)
-        lines += [_special(policy, verb, entry) for entry in ordered[:_MOST_EXCEPTIONS]]
-    lines.append("Nobody may read anything else.")
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def label_of(attribute: str) -> str:
-    """Returns how an attribute is called in sentences."""
-    return attribute.replace("_", " ")
-
-
-def _what(policy: Policy, attributes: frozenset[str], every: str = "all") -> str:
-    """Returns attributes in words, in the policy's order."""
-    if attributes == frozenset(policy.attributes):
-        return f"{every} personal data"
-    return ", ".join(label_of(name) for name in policy.attributes if name in attributes)
-
-
-def _special(policy: Policy, verb: str, entry: SpecialRight) -> str:
-    """Returns a right of one person in words."""
-    of = "anybody else"
-    if entry.of is not None:
-        of = ", ".join(policy.people[person].name for person in sorted(entry.of))
-    name = policy.people[entry.person].name
-    what = _what(policy, entry.attributes, "any" if "not" in verb else "all")
-    return f"{name} {verb} {what} of {of}, whatever else is said here."
 
 
 class _Maker:
@@ -376,8 +319,6 @@ class _Maker:
             between = managers[: managers.index(case.asker)]
         shown = context or self._context(case.target, is_missing=is_missing, also=between)
         text, template_name = template or self._template(style, case.attributes)
-        roles = ", ".join(self._policy.roles[role] for role in people[case.asker].roles) or "none"
-        identity_text = wording.IDENTITY_WITH_ROLE if with_role else wording.IDENTITY
         may = self._may(case)
         rule = next(
             decision.rule
@@ -394,12 +335,12 @@ class _Maker:
             attribute="+".join(case.attributes),
             asker=case.asker,
             target=case.target,
-            system=wording.SYSTEM.format(
-                policy=describe_policy(self._company, (case.asker, case.target, *involved)),
-                context=self._company.records(shown),
-                identity=identity_text.format(asker=people[case.asker].name, role=roles),
-                missing=MISSING,
-                refusal=REFUSAL,
+            system=make_system_text(
+                self._company,
+                case.asker,
+                shown,
+                involved=(case.asker, case.target, *involved),
+                with_role=with_role,
             ),
             prompt=text.format(
                 target=people[case.target].name,

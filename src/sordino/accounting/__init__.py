@@ -13,9 +13,11 @@ from sordino.accounting.dp import (
     require_small_delta,
 )
 from sordino.accounting.inference_risk import (
+    AttributeRisk,
     Risk,
     attribute_guess_success,
     attribute_guess_success_with_correlation,
+    attribute_risk,
     epsilon_from_posterior,
     mutual_information_from_posterior,
     posterior_from_epsilon,
@@ -32,12 +34,14 @@ from sordino.accounting.pac import (
 )
 
 __all__ = [
+    "AttributeRisk",
     "EpsilonReport",
     "Risk",
     "SampledGaussian",
     "TradeoffBound",
     "attribute_guess_success",
     "attribute_guess_success_with_correlation",
+    "attribute_risk",
     "binary_symmetric_information",
     "calibrate_noise_multiplier",
     "charge_upper",

@@ -10,22 +10,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
 from sordino.accounting._attribute_guess import (
+    AttributeRisk,
     attribute_guess_success,
     attribute_guess_success_with_correlation,
+    attribute_risk,
+    display_up,
 )
 from sordino.accounting._numerics import SMALLEST, bernoulli_divergence, entropy_term, round_up
 from sordino.core.checks import require_in_range, require_non_negative
 from sordino.core.errors import InvalidParameterError
 
 __all__ = [
+    "AttributeRisk",
     "Risk",
     "attribute_guess_success",
     "attribute_guess_success_with_correlation",
+    "attribute_risk",
     "epsilon_from_posterior",
     "mutual_information_from_posterior",
     "posterior_from_epsilon",
@@ -261,6 +267,7 @@ class Risk:
         delta: Of the stated (epsilon, delta), else 0.
         prior: Success of the best guess before the release.
         is_vacuous: Whether the bound does not exclude a guess that is always right.
+        attribute: Bounds on guesses of an attribute; None if not asked for.
     """
 
     given: str
@@ -270,8 +277,9 @@ class Risk:
     delta: float
     prior: float
     is_vacuous: bool
+    attribute: AttributeRisk | None = None
 
-    def as_dict(self) -> dict[str, str | float | bool | None]:
+    def as_dict(self) -> dict[str, Any]:
         """Returns the fields for JSON; an infinite epsilon is None."""
         matched = self.epsilon_matched if math.isfinite(self.epsilon_matched) else None
         return asdict(self) | {"epsilon_matched": matched}
@@ -280,10 +288,10 @@ class Risk:
         """Returns the level in words, with what is average case and what is worst case."""
         nats = f"{self.mutual_information_nats:.3g} nats"
         epsilon = f"{self.epsilon_matched:.3g}" if self.epsilon_matched < math.inf else "infinite"
-        success = math.ceil(self.posterior * 1e4 - 1e-8) / 1e4  # display errs upward too
+        success = display_up(self.posterior)
         is_pac, is_pure = self.given == "mutual_information", self.delta == 0.0
         words = [
-            f"A guess is right with probability at most {success:.4f} (before: {self.prior:g}).",
+            f"A guess is right with probability at most {success} (before: {self.prior:g}).",
             f"Mutual information about the secret: at most {nats} (stated)."
             if is_pac
             else f"Matched mutual information: {nats} (a PAC budget with the same probability).",
@@ -304,7 +312,7 @@ class Risk:
             )
         if self.is_vacuous:
             words.append("Vacuous: the bound does not exclude a guess that is always right.")
-        return words
+        return words + (self.attribute.lines() if self.attribute is not None else [])
 
 
 def risk(
@@ -314,6 +322,8 @@ def risk(
     delta: float = 0.0,
     posterior: float | None = None,
     prior: float = 0.5,
+    attribute_values: int | None = None,
+    public_success: float | None = None,
 ) -> Risk:
     """Returns one privacy level in all three languages, from exactly one of them.
 
@@ -330,6 +340,10 @@ def risk(
         posterior: Largest tolerated success; in [prior, 1].
         prior: Success of the best guess before the release; in (0, 1), and 1/2 where
             delta > 0: elsewhere that average success is no posterior to be matched.
+        attribute_values: With epsilon: number of equally likely values of an attribute of a
+            training record, at least 2; adds bounds on guesses of it.
+        public_success: With epsilon: success of a guess of the attribute from public data alone;
+            in [0, 1]; adds bounds on guesses with both.
 
     Returns:
         The `Risk`.
@@ -355,6 +369,16 @@ def risk(
     delta = require_in_range("delta", delta, 0.0, 1.0)
     if delta > 0.0 and epsilon is None:
         raise InvalidParameterError(f"delta belongs to epsilon, got {delta!r} without it.")
+    attribute = None
+    if attribute_values is not None or public_success is not None:
+        if epsilon is None:
+            raise InvalidParameterError(
+                "attribute_values and public_success belong to epsilon: other levels imply no "
+                "epsilon for a change of an attribute."
+            )
+        attribute = attribute_risk(
+            epsilon, delta, num_values=attribute_values, public_success=public_success
+        )
     if delta > 0.0 and prior != 0.5:
         raise InvalidParameterError(
             f"prior must be 0.5 where delta > 0, got {prior!r}; use posterior_from_epsilon, whose "
@@ -377,6 +401,7 @@ def risk(
         delta=delta,
         prior=prior,
         is_vacuous=success == 1.0,
+        attribute=attribute,
     )
 
 

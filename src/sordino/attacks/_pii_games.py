@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sordino.attacks.generation import encode_opening, generate_texts
 from sordino.attacks.pii_strings import DETECTED_KINDS, StringFinder, detect, string_key
 from sordino.core.errors import PrecisionError
 from sordino.data._tokens import common_prefix, start_tokens, tokenize
 from sordino.data.collate import collate, plan_batches
 from sordino.data.tasks import Example
+from sordino.gradients.generation import encode_opening, generate_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -33,10 +33,10 @@ from sordino.attacks._pii_games import (
     list_targets,
     play,
 )
-from sordino.attacks.generation import Decoding, ignore_progress
 from sordino.attacks.pii_strings import DETECTED_KINDS
 from sordino.core.checks import require_integer, require_one_of
 from sordino.core.errors import InvalidDataError, InvalidParameterError
+from sordino.gradients.generation import Decoding, ignore_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -73,7 +73,12 @@ class Subject:
 
 
 def open_subject(
-    source: str, *, base: str | None = None, dtype: torch.dtype, device: str = "cpu"
+    source: str,
+    *,
+    base: str | None = None,
+    base_bits: int | None = None,
+    dtype: torch.dtype,
+    device: str = "cpu",
 ) -> Subject:
     """Returns the model to attack.
 
@@ -82,6 +87,8 @@ def open_subject(
             reads: a model folder, a GGUF file, a hub id, "embedded".
         base: The model it was tuned from; None takes what an adapter's folder names, and no base
             for whole models.
+        base_bits: Bits of a weight of the base, or of a whole model; None takes what a run's ledger
+            says, and plain weights for others.
         dtype: Compute type.
         device: Where to compute.
 
@@ -95,8 +102,8 @@ def open_subject(
     ledger = Ledger.open(folder / "ledger.jsonl") if (folder / "ledger.jsonl").is_file() else None
     kind = "model" if ledger is None else "run"
     if (folder / "adapter_config.json").is_file():
-        return _open_adapter(folder, base, ledger, dtype=dtype, device=device)
-    loaded = load_model(source, dtype=dtype, device=device)
+        return _open_adapter(folder, base, base_bits, ledger, dtype=dtype, device=device)
+    loaded = load_model(source, dtype=dtype, device=device, base_bits=base_bits)
     reference = None if base is None else load_model(base, dtype=dtype, device=device)
     if reference is not None:
         _require_started_from(ledger, reference)
@@ -122,7 +129,13 @@ def open_subject(
 
 
 def _open_adapter(
-    folder: Path, base: str | None, ledger: Ledger | None, *, dtype: torch.dtype, device: str
+    folder: Path,
+    base: str | None,
+    base_bits: int | None,
+    ledger: Ledger | None,
+    *,
+    dtype: torch.dtype,
+    device: str,
 ) -> Subject:
     """Returns an adapter on its base model, which is the same model with the adapter off."""
     opening = ledger.events[0] if ledger is not None else {}
@@ -130,7 +143,7 @@ def _open_adapter(
         base or opening.get("base_model") or read_adapter_base(folder),
         dtype=dtype,
         device=device,
-        base_bits=opening.get("base_bits"),
+        base_bits=opening.get("base_bits") if base_bits is None else base_bits,
     )
     _require_started_from(ledger, loaded)
     adapted, fingerprint = load_adapter(loaded.model, folder)

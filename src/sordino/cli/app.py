@@ -10,6 +10,7 @@ import typer
 
 import sordino
 from sordino.cli import show
+from sordino.cli.access import access_app
 from sordino.cli.lazy import LazyCommand, make_lazy_group
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(access_app, name="access")
 
 
 @app.callback(help=_HELP)

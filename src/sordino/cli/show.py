@@ -178,7 +178,13 @@ def show_people(result: PeopleResult, as_json: bool) -> None:  # noqa: FBT001
 
 def show_quantize(result: QuantizeResult, as_json: bool) -> None:  # noqa: FBT001
     """Prints losses by kind of layer, and what may be claimed of privacy."""
-    from sordino.reports.quantize_lines import HEADERS, describe_quantize, table_rows
+    from sordino.reports.quantize_lines import (
+        GEOMETRY_HEADERS,
+        HEADERS,
+        describe_quantize,
+        geometry_rows,
+        table_rows,
+    )
 
     if as_json:
         typer.echo(result.record.read_text(encoding="utf-8").rstrip())
@@ -190,6 +196,12 @@ def show_quantize(result: QuantizeResult, as_json: bool) -> None:  # noqa: FBT00
         table = Table(Column(first, overflow="fold"), *numbers)
         for row in rows:
             table.add_row(*row.cells(), end_section=row is rows[-2])
+        _out.print(table)
+    cells = geometry_rows(result)
+    if cells:
+        table = Table(Column(GEOMETRY_HEADERS[0], overflow="fold"), *GEOMETRY_HEADERS[1:])
+        for row in cells:
+            table.add_row(*row)
         _out.print(table)
     for line in describe_quantize(result):
         _out.print(line)

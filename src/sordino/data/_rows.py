@@ -26,7 +26,7 @@ _LOOKS_LIKE_A_NAME = re.compile(r"[^\W\d][\w-]{0,39}")
 _MOST_NAMES = 20
 _BYTES_AT_ONCE = 2**20
 _ROWS_AT_ONCE = 1_000
-_USED = ("text", "label", "prompt", "completion")
+_USED = ("text", "label", "prompt", "completion", "forbidden")
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ class Record:
             for prompts alone.
         line: Line in a text file, row elsewhere; from 1.
         unit: Whose record it is, where several records belong to one person; None elsewhere.
+        forbidden: Completion: texts that an answer must not hold, where they were asked for.
     """
 
     prompt: str
@@ -45,6 +46,7 @@ class Record:
     references: tuple[str, ...]
     line: int
     unit: str | None = None
+    forbidden: tuple[str, ...] = ()
 
 
 def read_records(
@@ -53,6 +55,7 @@ def read_records(
     kind: str | None = None,
     min_records: int = 2,
     unit_column: str | None = None,
+    with_forbidden: bool = False,
 ) -> list[Record]:
     """Returns the records of a file, in its order.
 
@@ -68,11 +71,21 @@ def read_records(
         min_records: Fewest records allowed.
         unit_column: Column that names whose record it is (string or whole number); None: nobody is
             named, and each record stands for itself.
+        with_forbidden: Whether to read the column forbidden of completions too: a string or a list
+            of strings, null or an empty list for none.
 
     Raises:
         InvalidDataError: If the file, a row or a value cannot be used; says where.
     """
-    return list(iterate_records(path, kind=kind, min_records=min_records, unit_column=unit_column))
+    return list(
+        iterate_records(
+            path,
+            kind=kind,
+            min_records=min_records,
+            unit_column=unit_column,
+            with_forbidden=with_forbidden,
+        )
+    )
 
 
 def iterate_records(
@@ -81,6 +94,7 @@ def iterate_records(
     kind: str | None = None,
     min_records: int = 2,
     unit_column: str | None = None,
+    with_forbidden: bool = False,
 ) -> Iterator[Record]:
     """Yields the records of a file as `read_records` returns them, without holding them.
 
@@ -92,6 +106,7 @@ def iterate_records(
         kind: Of the records.
         min_records: Fewest records allowed.
         unit_column: Column that names whose record it is.
+        with_forbidden: Whether to read the column forbidden of completions too.
 
     Raises:
         InvalidDataError: If the file, a row or a value cannot be used; says where.
@@ -99,11 +114,17 @@ def iterate_records(
     if kind is not None:
         require_one_of("kind", kind, tuple(KINDS))
     require_integer("min_records", min_records, 0)
-    return _records(open_table(path, unit_column=unit_column), kind, min_records, unit_column)
+    table = open_table(path, unit_column=unit_column)
+    return _records(table, kind, min_records, unit_column, with_forbidden=with_forbidden)
 
 
 def _records(
-    table: Table, kind: str | None, min_records: int, unit_column: str | None
+    table: Table,
+    kind: str | None,
+    min_records: int,
+    unit_column: str | None,
+    *,
+    with_forbidden: bool,
 ) -> Iterator[Record]:
     """Yields the records of a table."""
     first: tuple[int, str] | None = None
@@ -119,6 +140,8 @@ def _records(
         record = _to_record(table, line, row, found)
         if unit_column is not None:
             record = replace(record, unit=_require_unit(table, line, row, unit_column))
+        if with_forbidden and found == "completion":
+            record = replace(record, forbidden=_forbidden_texts(table, line, row))
         count += 1
         yield record
     if count < min_records:
@@ -226,6 +249,15 @@ def _to_record(table: Table, line: int, row: Mapping[str, Any], kind: str) -> Re
         raise InvalidDataError(f"{table.at(line)}: the column completion is an empty list.")
     references = tuple(_require_text(table, line, "completion", text) for text in completions)
     return Record(prompt, None, references, line)
+
+
+def _forbidden_texts(table: Table, line: int, row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what the completion of a row must not hold; nothing where the column is absent."""
+    texts = row.get("forbidden")
+    if texts is None:
+        return ()
+    entries = texts if isinstance(texts, list) else [texts]
+    return tuple(_require_text(table, line, "forbidden", text) for text in entries)
 
 
 def _require_text(table: Table, line: int, column: str, value: object) -> str:

@@ -47,12 +47,14 @@ class Example:
         target: Classification: number of the right label in `ClassificationTask.labels`.
         num_prompt_tokens: Completion: how many of `input_ids` are not scored.
         references: Generation: acceptable answers.
+        forbidden: Completion: tokens whose probability may be penalized, ascending.
     """
 
     input_ids: list[int]
     target: int | None = None
     num_prompt_tokens: int | None = None
     references: tuple[str, ...] = ()
+    forbidden: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,8 @@ class CompletionTask:
     """The model learns to write the first reference, and then to end, after the prompt.
 
     A space goes between the two, unless the prompt ends or the completion begins with white space.
+    Forbidden texts become tokens: those with a letter or digit, of the text alone and after a
+    space, that the completion itself does not use.
     """
 
     def encode(
@@ -203,10 +207,12 @@ class CompletionTask:
             rows.append((record, unscored + scored, len(start), len(unscored)))
             num_scored.append(len(scored))
         fitted = fit_to_context(rows, max_length, truncate=truncate)
-        return [
-            Example(ids, num_prompt_tokens=len(ids) - count)
-            for ids, count in zip(fitted, num_scored, strict=True)
-        ]
+        examples = []
+        for record, ids, count in zip(records, fitted, num_scored, strict=True):
+            start_of_answer = len(ids) - count
+            forbidden = _forbidden_tokens(record, tokenizer, ids[start_of_answer:])
+            examples.append(Example(ids, num_prompt_tokens=start_of_answer, forbidden=forbidden))
+        return examples
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +349,19 @@ def _require_references(records: Sequence[Record]) -> None:
                 f"line {record.line}: this task needs the columns prompt and completion; this is a "
                 "classification record."
             )
+
+
+def _forbidden_tokens(
+    record: Record, tokenizer: PreTrainedTokenizerBase, scored: list[int]
+) -> tuple[int, ...]:
+    """Returns the tokens of a record's forbidden texts that its completion does not need."""
+    if not record.forbidden:
+        return ()
+    texts = [*record.forbidden, *(f" {text}" for text in record.forbidden)]
+    found = {token for ids in tokenize(tokenizer, texts) for token in ids} - {*scored}
+    return tuple(
+        token for token in sorted(found) if any(map(str.isalnum, tokenizer.decode([token])))
+    )
 
 
 def _require_tokens(record: Record, ids: list[int]) -> None:

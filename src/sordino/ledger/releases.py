@@ -97,6 +97,11 @@ class ReleaseLedger:
         return result
 
     @property
+    def events(self) -> tuple[ReleaseEvent, ...]:
+        """The releases that were charged, in order."""
+        return tuple(self._events)
+
+    @property
     def epsilon_spent(self) -> float:
         """What all releases together spend at the ledger's delta, in nats, rounded up."""
         return self._compose(self._events)

@@ -19,22 +19,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from sordino.core.errors import InvalidParameterError
-from sordino.quantization._grid import (
-    absmax_scales,
-    dequantize,
-    output_loss,
-    require_gram,
-    require_magnitudes,
-    require_weight,
-    round_weight,
-    search_scales,
-)
+from sordino.quantization._arguments import require_gram, require_magnitudes, require_weight
 from sordino.quantization.folding import scale_gram
+from sordino.quantization.scales import absmax_scales, dequantize, round_weight, search_scales
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["EXPONENTS", "AwqResult", "awq", "awq_input_scales", "clipped_scales"]
+__all__ = [
+    "EXPONENTS",
+    "AwqResult",
+    "awq",
+    "awq_input_scales",
+    "clipped_scales",
+    "output_loss",
+]
 
 EXPONENTS = tuple(step / 20 for step in range(20))  # 0, 0.05, ..., 0.95
 _MOST_SPREAD = 1e4  # largest over smallest channel scale: a float16 norm weight has to carry it
@@ -61,7 +60,7 @@ def awq_input_scales(
     gram: torch.Tensor,
     mean_magnitudes: torch.Tensor,
     *,
-    bits: int,
+    bits: int | Sequence[int],
     group_size: int,
 ) -> tuple[torch.Tensor, float]:
     """Returns the input-channel scales of layers that share an input, and their exponent.
@@ -75,7 +74,7 @@ def awq_input_scales(
         weights: Each (rows, columns), of layers with the same input.
         gram: H = X^T X of that input, (columns, columns).
         mean_magnitudes: mean |x_j| over the calibration tokens, (columns,).
-        bits: 2 to 8.
+        bits: 2 to 8, of all layers or of each.
         group_size: Neighbouring inputs that share a scale; it divides columns.
 
     Returns:
@@ -90,14 +89,15 @@ def awq_input_scales(
     """
     checked, H = _read(weights, gram, group_size)
     magnitudes = require_magnitudes("mean_magnitudes", mean_magnitudes, H.shape[0])
+    widths = [bits] * len(checked) if isinstance(bits, int) else bits
     losses = []
     for exponent in EXPONENTS:
         factors = _channel_scales(magnitudes.to(H), exponent)
         scaled_gram, loss = scale_gram(H, factors), 0.0
-        for weight in checked:
+        for weight, own_bits in zip(checked, widths, strict=True):
             scaled = weight * factors
-            grid = absmax_scales(scaled, bits, group_size)
-            loss += _nearest_loss(scaled, scaled_gram, grid, bits)
+            grid = absmax_scales(scaled, own_bits, group_size)
+            loss += _nearest_loss(scaled, scaled_gram, grid, own_bits)
         losses.append(loss)
     exponent = EXPONENTS[losses.index(min(losses))]  # of equal ones the smallest
     return _channel_scales(magnitudes.to(H), exponent), exponent
@@ -181,6 +181,11 @@ def clipped_scales(
     clipped = search_scales(weight, bits, group_size, gram=H)
     is_better = _nearest_loss(weight, H, clipped, bits) < _nearest_loss(weight, H, widest, bits)
     return clipped if is_better else widest
+
+
+def output_loss(error: torch.Tensor, gram: torch.Tensor) -> float:
+    """Returns tr(E H E^T), summed in float64: the squared error of the layer's outputs."""
+    return float(((error @ gram) * error).sum(dtype=torch.float64).clamp_min(0.0))
 
 
 def _read(

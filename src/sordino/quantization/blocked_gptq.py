@@ -1,8 +1,9 @@
-"""GPTQ for whole models: the codes of `quantize_rows`, several times as fast.
+"""GPTQ for whole models: the codes of `quantize_rows`, from one factorization an input.
 
 Layers that read the same input share one geometry, so its matrix is factored once for all of them;
-columns are rounded in PyTorch, which updates a block of rows in place. Everything stays in float64,
-and tests hold the codes against `quantize_rows`.
+columns are rounded in PyTorch, which updates a block of rows in place. Measured: 1.1 to 1.4 times
+as fast for a single layer, more where layers share an input. Everything stays in float64, and tests
+hold the codes against `quantize_rows`.
 """
 
 from __future__ import annotations

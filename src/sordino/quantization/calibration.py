@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CalibrationRun",
+    "InputSums",
     "encode_calibration",
     "find_blocks",
     "read_calibration_texts",
@@ -118,6 +119,35 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 @dataclass(slots=True, eq=False)
+class InputSums:
+    """What is known of a layer's inputs, from one pass over all tokens.
+
+    Args:
+        gram: X^T X, (columns, columns), float64.
+        mean_magnitudes: mean |x_j|, up to one factor for all columns, (columns,).
+        max_magnitudes: max |x_j|, (columns,); None if only the Gram matrix was released.
+    """
+
+    gram: NDArray[np.float64]
+    mean_magnitudes: torch.Tensor
+    max_magnitudes: torch.Tensor | None
+
+    @classmethod
+    def of_gram(cls, gram: NDArray[np.float64]) -> InputSums:
+        """Returns what a Gram matrix alone says: root mean squares in the place of means."""
+        return cls(gram, torch.from_numpy(gram.diagonal().copy()).clamp_min(0.0).sqrt(), None)
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Adds tokens, (tokens, columns); until all are in, means are sums, gram not symmetric."""
+        _add_products(torch.from_numpy(self.gram), rows)
+        self.mean_magnitudes += rows.abs().sum(dim=0, dtype=torch.float64)
+        if self.max_magnitudes is not None:
+            torch.maximum(
+                self.max_magnitudes, rows.abs().amax(dim=0).double(), out=self.max_magnitudes
+            )
+
+
+@dataclass(slots=True, eq=False)
 class _Batch:
     """Sequences on their way through the blocks."""
 
@@ -183,22 +213,25 @@ class CalibrationRun:
             self._run(number, min(self._batches, key=lambda batch: len(batch.is_real)))
         return [names for _, names in groups]
 
-    def input_grams(
-        self, number: int, leaders: dict[str, nn.Module]
-    ) -> dict[str, NDArray[np.float64]]:
-        """Returns X^T X of each leader's input, over all tokens of all sequences."""
-        sums: dict[str, torch.Tensor] = {}
+    def input_sums(self, number: int, leaders: dict[str, nn.Module]) -> dict[str, InputSums]:
+        """Returns the Gram matrix and magnitudes of each leader's input, over all tokens."""
+        sums: dict[str, InputSums] = {}
         for batch in self._batches:
 
             def add(name: str, x: torch.Tensor, batch: _Batch = batch) -> None:
                 rows = _token_rows(x, batch)[batch.is_real]
                 if name not in sums:
-                    sums[name] = _zero_gram(rows)
-                _add_products(sums[name], rows)
+                    zeros = torch.zeros(rows.shape[1], dtype=torch.float64)
+                    gram = _zero_gram(rows).numpy()
+                    sums[name] = InputSums(gram, zeros.clone(), zeros.clone())
+                sums[name].add(rows)
 
             with _listening(leaders, add):
                 self._run(number, batch)
-        return {name: (0.5 * (total + total.T)).numpy() for name, total in sums.items()}
+        for found in sums.values():
+            found.gram = 0.5 * (found.gram + found.gram.T)
+            found.mean_magnitudes /= self.num_tokens
+        return sums
 
     def sequence_grams(
         self, number: int, leader: tuple[str, nn.Module]

@@ -19,7 +19,7 @@ from sordino.models import PackedLinear, quiet
 from sordino.quantization._targets import require_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -48,20 +48,23 @@ def write_compressed_tensors(
         model: The model that was quantized; weights other than those in `layers` are taken from it.
         layers: By name in the model; bits and group sizes may differ from layer to layer.
         tokenizer: Saved beside the model.
-        dtype: Type of all other weights: float16, bfloat16 or float32; None takes the model's.
+        dtype: Type that readers compute in and other weights are rounded to: float16, bfloat16 or
+            float32. None takes the model's, and stores each tensor in the shortest type that keeps
+            it, bfloat16 or float16, so that weights of a 16-bit checkpoint take 16 bits again.
 
     Raises:
         InvalidParameterError: If a layer is not a plain linear layer of the model, has another
             shape, or shares its weight with another module; or if the model has adapters, or packed
             layers that are not in `layers`.
     """
+    store = _shortest if dtype is None else _as_type(dtype)
     dtype = model.dtype if dtype is None else dtype
     if dtype not in _DTYPES:
         raise InvalidParameterError(f"dtype must be one of {', '.join(_DTYPES.values())}.")
     require_layers(model, layers)
     replaced = {f"{name}.{part}" for name in layers for part in _replaced(model, name)}
     weights = {
-        name: value.to(dtype) if value.is_floating_point() else value
+        name: store(value) if value.is_floating_point() else value
         for name, value in model.state_dict().items()
         if name not in replaced
     }
@@ -76,6 +79,24 @@ def write_compressed_tensors(
     config = json.loads(path.read_text(encoding="utf-8"))
     config |= {"dtype": _DTYPES[dtype], "quantization_config": _describe(model, layers)}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _as_type(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Returns what rounds a tensor to one type."""
+
+    def store(value: torch.Tensor) -> torch.Tensor:
+        return value.to(dtype)
+
+    return store
+
+
+def _shortest(value: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor in the shortest type that keeps every number of it."""
+    for dtype in (torch.bfloat16, torch.float16):
+        short = value.to(dtype)
+        if torch.equal(short.to(value.dtype), value):
+            return short
+    return value
 
 
 def _replaced(model: PreTrainedModel, name: str) -> tuple[str, ...]:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 
 from sordino.core.checks import require_in_range, require_integer
-from sordino.quantization._grid import (
+from sordino.quantization._arguments import require_weight
+from sordino.quantization.scales import (
     absmax_scales,
     as_scales,
     code_limits,
     dequantize,
-    require_weight,
     round_weight,
     to_groups,
 )

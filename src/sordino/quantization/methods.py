@@ -17,9 +17,18 @@ from sordino.core.errors import InvalidParameterError
 from sordino.lattices.bounds import squared_lengths
 from sordino.lattices.orders import ORDERS
 from sordino.lattices.reduction import nearest_plane_reduced
+from sordino.quantization.awq import awq_input_scales, clipped_scales
 from sordino.quantization.blocked_gptq import gptq_codes_blocked
+from sordino.quantization.hqq import hqq
 from sordino.quantization.layers import QUANTIZED_BITS
-from sordino.quantization.scales import SCALES, choose_scales, code_limits, spread_scales
+from sordino.quantization.scales import (
+    SCALES,
+    choose_scales,
+    code_limits,
+    round_weight,
+    spread_scales,
+)
+from sordino.quantization.smoothquant import smoothquant_input_scales
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sordino.quantization.blocked_gptq import InputGeometry
+    from sordino.quantization.calibration import InputSums
 
 __all__ = ["METHODS", "Method", "QuantizationSettings"]
 
@@ -43,7 +53,7 @@ class QuantizationSettings:
         method: A key of `METHODS`.
         order: Order of columns, one of `ORDERS`; methods without one ignore it.
         lattice_reduction: `none`, or `lll`, which needs one scale a row.
-        scales: `absmax` or `searched`, see `choose_scales`.
+        scales: `absmax` or `searched`, see `choose_scales`; awq and hqq choose their own.
         damping: lam as a share of the mean diagonal of the Gram matrix.
 
     Raises:
@@ -100,6 +110,8 @@ class Method:
             (rows, columns) in float32. The geometry is None without calibration.
         needs_calibration: Whether there must be a geometry.
         has_order: Whether it rounds column after column, in the geometry's order.
+        choose_input_scales: Returns scales of the columns of layers that share an input, which
+            are folded into the module before; None for methods that scale no inputs.
     """
 
     round: Callable[
@@ -108,6 +120,13 @@ class Method:
     ]
     needs_calibration: bool
     has_order: bool
+    choose_input_scales: (
+        Callable[
+            [list[torch.Tensor], InputSums, list[QuantizationSettings]],
+            torch.Tensor,
+        ]
+        | None
+    ) = None
 
 
 def _round_nearest(
@@ -116,12 +135,9 @@ def _round_nearest(
     settings: QuantizationSettings,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rounds every weight by itself."""
-    scales, group_size = _scales_of(weights, settings)
-    low, high = code_limits(settings.bits)
-    rows = weights.double()
-    steps = scales.double().repeat_interleave(group_size, dim=1)
+    scales, _ = _scales_of(weights, settings)
     # No tie rule is needed: nothing is compared with another way to compute these quotients.
-    return (rows / steps).round_().clamp_(low, high).to(torch.int8), scales
+    return _nearest_codes(weights, scales, settings.bits), scales
 
 
 def _round_gptq(
@@ -156,6 +172,11 @@ def _improve_by_reduction(
     return np.where((losses < plain)[:, None], reduced, codes)
 
 
+def _nearest_codes(weights: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:
+    """Returns int8 codes, each quotient computed in float64."""
+    return round_weight(weights.double(), scales.double(), bits).to(torch.int8)
+
+
 def _scales_of(weights: torch.Tensor, settings: QuantizationSettings) -> tuple[torch.Tensor, int]:
     """Returns the layer's scales and its group size."""
     group_size = settings.group_size_of(weights.shape[1])
@@ -165,7 +186,67 @@ def _scales_of(weights: torch.Tensor, settings: QuantizationSettings) -> tuple[t
     return scales, group_size
 
 
+def _round_awq(
+    weights: torch.Tensor, geometry: InputGeometry | None, settings: QuantizationSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rounds folded weights to nearest, each group's range shrunk where the layer's loss falls."""
+    if geometry is None:
+        raise InvalidParameterError("method awq needs calibration inputs, got none.")
+    rows, gram = weights.double(), torch.from_numpy(geometry.gram)
+    group_size = settings.group_size_of(weights.shape[1])
+    scales = clipped_scales(rows, gram, bits=settings.bits, group_size=group_size)
+    return _nearest_codes(weights, scales, settings.bits), scales.half()
+
+
+def _round_hqq(
+    weights: torch.Tensor,
+    geometry: InputGeometry | None,  # noqa: ARG001 - the grid is fitted to the weights alone
+    settings: QuantizationSettings,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rounds to nearest on a grid that is fitted in the lp norm."""
+    group_size = settings.group_size_of(weights.shape[1])
+    return hqq(weights, bits=settings.bits, group_size=group_size)
+
+
+def _choose_awq(
+    weights: list[torch.Tensor], inputs: InputSums, settings: list[QuantizationSettings]
+) -> torch.Tensor:
+    """Returns AWQ's input scales."""
+    scales, _ = awq_input_scales(
+        weights,
+        torch.from_numpy(inputs.gram),
+        inputs.mean_magnitudes,
+        bits=[own.bits for own in settings],
+        group_size=settings[0].group_size_of(weights[0].shape[1]),
+    )
+    return scales
+
+
+def _choose_smoothquant(
+    weights: list[torch.Tensor],
+    inputs: InputSums,
+    settings: list[QuantizationSettings],  # noqa: ARG001 - weights and inputs decide
+) -> torch.Tensor:
+    """Returns SmoothQuant's input scales."""
+    if inputs.max_magnitudes is None:
+        raise InvalidParameterError(
+            "method smoothquant needs the largest inputs, which a private Gram matrix does not "
+            "tell. Take --method awq, gptq, hqq or nearest."
+        )
+    return smoothquant_input_scales(weights, inputs.max_magnitudes)
+
+
 METHODS = {
     "nearest": Method(_round_nearest, needs_calibration=False, has_order=False),
     "gptq": Method(_round_gptq, needs_calibration=True, has_order=True),
+    "awq": Method(
+        _round_awq, needs_calibration=True, has_order=False, choose_input_scales=_choose_awq
+    ),
+    "smoothquant": Method(
+        _round_nearest,
+        needs_calibration=True,
+        has_order=False,
+        choose_input_scales=_choose_smoothquant,
+    ),
+    "hqq": Method(_round_hqq, needs_calibration=False, has_order=False),
 }

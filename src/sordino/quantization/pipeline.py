@@ -2,131 +2,58 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from sordino.core.errors import InvalidParameterError
-from sordino.ledger.durable import replace_file
 from sordino.quantization.blocked_gptq import damped_geometry
-from sordino.quantization.calibration import find_blocks
-from sordino.quantization.certificate import LayerCertificate, certify_problem
+from sordino.quantization.calibration import CalibrationRun, InputSums, find_blocks
+from sordino.quantization.certificate import certify_problem
+from sordino.quantization.folding import scale_gram
+from sordino.quantization.geometry import measure_layer
+from sordino.quantization.input_scales import apply_input_scales, choose_input_scales
 from sordino.quantization.layers import QuantizedLayer
 from sordino.quantization.methods import METHODS
 from sordino.quantization.scales import code_limits, spread_scales
+from sordino.quantization.store import FinishedBlock, FinishedLayer, LayerStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
     from sordino.quantization.blocked_gptq import InputGeometry
-    from sordino.quantization.calibration import CalibrationRun
+    from sordino.quantization.input_scales import PlacedFold
     from sordino.quantization.methods import QuantizationSettings
 
-    ReleaseGram = Callable[[Iterator[NDArray[np.float64]]], NDArray[np.float64]]
-
-__all__ = ["FinishedLayer", "LayerStore", "quantize_blocks", "select_layers"]
+__all__ = [
+    "FinishedLayer",
+    "LayerStore",
+    "PrivateCalibration",
+    "matrix_of",
+    "quantize_blocks",
+    "select_layers",
+]
 
 NOT_REACHED = "no calibration text reaches it"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FinishedLayer:
-    """A layer's codes, and what is known of their loss (None without calibration)."""
-
-    layer: QuantizedLayer
-    certificate: LayerCertificate | None
-
-
-class LayerStore:
-    """Finished blocks on disk, so that a run that was cut short goes on behind them.
+class PrivateCalibration:
+    """How the inputs of a block are learned from private texts.
 
     Args:
-        folder: Made if it does not exist.
-        settings: All that codes depend on.
-
-    Raises:
-        InvalidParameterError: If the folder holds blocks that were made with other settings.
+        release: Makes the Gram matrix of an input from those of its sequences, privately.
+        probe: Public tokens in front of the same model: which layers share an input, and which
+            are reached, is read off them and never off the private texts.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.folder = folder
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        marker = folder / "settings.sha256"
-        folder.mkdir(parents=True, exist_ok=True)
-        if not marker.exists():
-            if any(folder.glob("block-*")):
-                raise InvalidParameterError(self._describe_other())
-            replace_file(marker, digest.encode())
-        elif marker.read_text(encoding="utf-8") != digest:
-            raise InvalidParameterError(self._describe_other())
-
-    def load(self, number: int) -> list[FinishedLayer] | None:
-        """Returns the layers of a block; None if it was not finished."""
-        path = self._path(number)
-        if not path.exists():
-            return None
-        finished = []
-        with safe_open(path, framework="pt") as file:
-            for text in json.loads(file.metadata()["layers"]):
-                name = text["name"]
-                layer = QuantizedLayer(
-                    name=name,
-                    codes=file.get_tensor(f"{name}.codes"),
-                    scales=file.get_tensor(f"{name}.scales"),
-                    bits=text["bits"],
-                    group_size=text["group_size"],
-                )
-                found = text["certificate"]
-                finished.append(FinishedLayer(layer, found and LayerCertificate(**found)))
-        return finished
-
-    def save(self, number: int, finished: list[FinishedLayer]) -> None:
-        """Puts a finished block on disk, in one step."""
-        tensors, texts = {}, []
-        for item in finished:
-            layer = item.layer
-            tensors[f"{layer.name}.codes"] = layer.codes.contiguous()
-            tensors[f"{layer.name}.scales"] = layer.scales.contiguous()
-            certificate = item.certificate and asdict(item.certificate)
-            texts.append(
-                {
-                    "name": layer.name,
-                    "bits": layer.bits,
-                    "group_size": layer.group_size,
-                    "certificate": certificate,
-                }
-            )
-        temporary = self.folder / "unfinished.safetensors"
-        save_file(tensors, temporary, metadata={"layers": json.dumps(texts)})
-        temporary.replace(self._path(number))
-
-    def remove(self) -> None:
-        """Removes the folder."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.folder)
-
-    def _path(self, number: int) -> Path:
-        """Returns the file of a block."""
-        return self.folder / f"block-{number:04d}.safetensors"
-
-    def _describe_other(self) -> str:
-        """Returns why the folder cannot be used."""
-        return (
-            f"{self.folder} holds blocks of a quantization with other settings, another model or "
-            "other calibration texts. Repeat that command to finish it, or remove the folder."
-        )
+    release: Callable[[Iterator[NDArray[np.float64]]], NDArray[np.float64]]
+    probe: CalibrationRun
 
 
 def select_layers(
@@ -168,7 +95,10 @@ def quantize_blocks(
     store: LayerStore,
     *,
     advance: Callable[[int], None],
-    release_gram: ReleaseGram | None = None,
+    bits: Mapping[str, int] | None = None,
+    folds: Sequence[Sequence[PlacedFold]] | None = None,
+    private: PrivateCalibration | None = None,
+    base: Mapping[str, nn.Module] | None = None,
 ) -> tuple[dict[str, FinishedLayer], dict[str, str]]:
     """Returns all quantized layers, and why others stay; the model then holds their values.
 
@@ -178,22 +108,39 @@ def quantize_blocks(
         settings: How to round.
         store: Keeps finished blocks.
         advance: Called with the number of finished blocks.
-        release_gram: Makes the Gram matrix of an input from those of its sequences, for private
-            calibration; None takes their sum, as it is.
+        bits: Of layers that differ from the settings, by name.
+        folds: From `place_folds`, for methods that scale inputs; norms and biases change too.
+        private: Releases the Gram matrices of private calibration texts; None takes their sums,
+            as they are.
+        base: Layers before fine-tuning, by name: the geometry of each layer is measured. Only with
+            calibration, and for methods that scale no inputs.
     """
     finished: dict[str, FinishedLayer] = {}
     kept: dict[str, str] = {}
+    chosen = {
+        name: replace(settings, bits=(bits or {}).get(name, settings.bits))
+        for block in layers
+        for name in block
+    }
     for number, block in enumerate(layers):
+        own_folds = folds[number] if folds else []
         done = store.load(number)
         if done is None:
-            done = list(_quantize_block(number, block, run, settings, release_gram))
+            inputs = None
+            if run is not None:
+                inputs = _read_inputs(number, block, run, store, private)
+            done = _quantize_block(block, inputs, chosen, own_folds, base)
             store.save(number, done)
-        for item in done:
+        else:
+            apply_input_scales(own_folds, done.input_scales)
+        for item in done.layers:
             finished[item.layer.name] = item
             _replace_weight(block[item.layer.name], item.layer.dequantize())
         kept |= {name: NOT_REACHED for name in block if name not in finished}
-        if run is not None and number + 1 < len(layers):
-            run.advance(number)
+        if number + 1 < len(layers):
+            for sequences in (run, private and private.probe):
+                if sequences is not None:
+                    sequences.advance(number)
         advance(number + 1)
     return finished, kept
 
@@ -204,33 +151,74 @@ def matrix_of(module: nn.Module) -> torch.Tensor:
     return weight.t() if _is_conv1d(module) else weight
 
 
-def _quantize_block(
+def _read_inputs(
     number: int,
     block: dict[str, nn.Module],
-    run: CalibrationRun | None,
-    settings: QuantizationSettings,
-    release_gram: ReleaseGram | None,
-) -> Iterator[FinishedLayer]:
-    """Yields the layers of one block."""
-    if run is None:
-        for name, module in block.items():
-            yield _quantize_layer(name, module, None, settings)
-        return
-    groups = run.shared_inputs(number, block)
-    leaders = {names[0]: block[names[0]] for names in groups}
-    if release_gram is None:
-        grams = run.input_grams(number, leaders)
-    else:
+    run: CalibrationRun,
+    store: LayerStore,
+    private: PrivateCalibration | None,
+) -> dict[tuple[str, ...], InputSums]:
+    """Returns what is known of each input of a block, by the layers that share it."""
+    if private is None:
+        groups = run.shared_inputs(number, block)
+        sums = run.input_sums(number, {names[0]: block[names[0]] for names in groups})
+        return {tuple(names): sums[names[0]] for names in groups}
+    groups = private.probe.shared_inputs(number, block)  # which layers are reached is public
+    grams = store.load_grams(number)
+    if grams is None:
         grams = {
-            name: release_gram(run.sequence_grams(number, (name, module)))
-            for name, module in leaders.items()
+            names[0]: private.release(run.sequence_grams(number, (names[0], block[names[0]])))
+            for names in groups
         }
-    for names in groups:
+        # On disk before anything depends on them: a resumed run never releases them again.
+        store.save_grams(number, grams)
+    return {tuple(names): InputSums.of_gram(grams[names[0]]) for names in groups}
+
+
+def _quantize_block(
+    block: dict[str, nn.Module],
+    inputs: dict[tuple[str, ...], InputSums] | None,
+    settings: dict[str, QuantizationSettings],
+    folds: Sequence[PlacedFold],
+    base: Mapping[str, nn.Module] | None,
+) -> FinishedBlock:
+    """Returns the layers of one block, each by its own settings; folds are applied to the model."""
+    if inputs is None:
+        done = [_quantize_layer(name, block[name], None, settings[name]) for name in block]
+        return FinishedBlock(done, {})
+    input_scales = choose_input_scales(folds, inputs, settings)
+    by_layers = {frozenset(f.fold.layers): input_scales.get(f.fold.previous) for f in folds}
+    apply_input_scales(folds, input_scales)
+    done = []
+    for names in list(inputs):
         # Popped, so that one input's matrices are freed before the next one is factored.
-        gram = grams.pop(names[0])
-        geometry = damped_geometry(gram, settings.applied_order, settings.damping)
+        gram = inputs.pop(names).gram
+        scales = by_layers.get(frozenset(names))
+        if scales is not None:
+            gram = _scaled(gram, scales)
+        shared = settings[names[0]]
+        geometry = damped_geometry(gram, shared.applied_order, shared.damping)
         for name in names:
-            yield _quantize_layer(name, block[name], geometry, settings)
+            item = _quantize_layer(name, block[name], geometry, settings[name])
+            if base is not None:
+                own = _measure(base[name], block[name], item.layer, geometry)
+                item = replace(item, geometry=own)
+            done.append(replace(item, has_scaled_inputs=scales is not None))
+    return FinishedBlock(done, input_scales)
+
+
+def _measure(
+    base: nn.Module, tuned: nn.Module, layer: QuantizedLayer, geometry: InputGeometry
+) -> dict[str, Any]:
+    """Returns what fine-tuning and rounding did to the geometry of a layer."""
+    before, after = (matrix_of(module).double().numpy() for module in (base, tuned))
+    return measure_layer(before, after, layer, geometry.gram, order=geometry.order).to_json()
+
+
+def _scaled(gram: NDArray[np.float64], scales: torch.Tensor) -> NDArray[np.float64]:
+    """Returns the Gram matrix of inputs divided by scales, exactly symmetric."""
+    scaled = scale_gram(torch.from_numpy(gram), scales)
+    return (0.5 * (scaled + scaled.T)).numpy()
 
 
 def _quantize_layer(

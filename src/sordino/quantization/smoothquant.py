@@ -12,7 +12,7 @@ import torch
 
 from sordino.core.checks import require_in_range
 from sordino.core.errors import InvalidParameterError
-from sordino.quantization._grid import require_magnitudes, require_weight
+from sordino.quantization._arguments import require_magnitudes, require_weight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

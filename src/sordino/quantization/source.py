@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from sordino.ledger.ledger import Ledger
 from sordino.models import PackedLinear, load_adapter, load_model, read_adapter_base
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["QuantizationSource", "open_source"]
@@ -30,6 +33,7 @@ class QuantizationSource:
         context_length: Longest input in tokens.
         fingerprint: SHA-256 of the files quantized.
         base_fingerprint: SHA-256 of the base's files; None for whole models.
+        open_base: Loads the base again, plain; None for whole models.
         ledger: What a Sordino run recorded; None for models made elsewhere.
     """
 
@@ -40,6 +44,7 @@ class QuantizationSource:
     context_length: int
     fingerprint: str
     base_fingerprint: str | None
+    open_base: Callable[[], PreTrainedModel] | None
     ledger: Ledger | None
 
 
@@ -68,13 +73,20 @@ def open_source(source: str, *, base: str | None = None) -> QuantizationSource:
             )
         loaded = load_model(source, dtype=torch.float32)
         model, fingerprint, base_fingerprint = loaded.model, loaded.fingerprint, None
+        open_base = None
     else:
         opening = ledger.events[0] if ledger is not None else {}
-        loaded = load_model(
+        load = partial(
+            load_model,
             base or opening.get("base_model") or read_adapter_base(folder),
             dtype=torch.float32,
             base_bits=opening.get("base_bits"),
         )
+        loaded = load()
+
+        def open_base() -> PreTrainedModel:
+            return _unpacked(load().model)
+
         if ledger is not None and opening.get("base_model_sha256") != loaded.fingerprint:
             raise InvalidParameterError(
                 f"model {loaded.source} is not the base that this run started from (another "
@@ -92,6 +104,7 @@ def open_source(source: str, *, base: str | None = None) -> QuantizationSource:
         context_length=loaded.context_length,
         fingerprint=fingerprint,
         base_fingerprint=base_fingerprint,
+        open_base=open_base,
         ledger=ledger,
     )
 

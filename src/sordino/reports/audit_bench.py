@@ -11,8 +11,9 @@ import numpy as np
 
 from sordino.ledger.certificate import describe_certificate
 from sordino.reports.audit_control import run_control
+from sordino.reports.audit_control_plan import measure_control, plan_control
 from sordino.reports.audit_games import judge_pool, judge_subset
-from sordino.reports.audit_measure import measure, measure_control, plan_control, score_material
+from sordino.reports.audit_measure import measure, score_material
 from sordino.reports.audit_record import Audit
 
 if TYPE_CHECKING:

@@ -43,6 +43,27 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """One point of a figure of plans, with its interval.
+
+    Args:
+        style: Class that the page's styles know.
+        label: Stands beside it.
+        x: Its place on the horizontal axis.
+        y: Its place on the vertical axis.
+        lower: Lower end of its interval; y itself without one.
+        upper: Upper end.
+    """
+
+    style: str
+    label: str
+    x: float
+    y: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Axis:
     """Maps values to places between two ends of the drawing; what lies outside is put at an end."""
 
@@ -155,6 +176,51 @@ def draw_histogram(
             for edge in (left, right)
         ]
         parts.append(_line("expected", steps))
+    return _figure(identifier, title, description, parts)
+
+
+def draw_points(
+    identifier: str,
+    title: str,
+    description: str,
+    points: Sequence[Point],
+    *,
+    x_title: str,
+    y_title: str,
+) -> Markup:
+    """Returns points with their intervals and labels, on two plain axes.
+
+    Args:
+        identifier: Makes the names of title and description unique on the page.
+        title: What it is.
+        description: What it shows, in words.
+        points: At least one, finite.
+        x_title: Of the horizontal axis.
+        y_title: Of the vertical axis.
+    """
+    x_ticks = _round_ticks(min(p.x for p in points), max(p.x for p in points))
+    y_ticks = _round_ticks(min(p.lower for p in points), max(p.upper for p in points))
+    x = _Axis(x_ticks[0], x_ticks[-1] + (x_ticks[-1] == x_ticks[0]), _LEFT, _RIGHT)
+    y = _Axis(y_ticks[0], y_ticks[-1] + (y_ticks[-1] == y_ticks[0]), _BOTTOM, _TOP)
+    parts = [
+        _axes(x, y, [(v, f"{v:g}") for v in x_ticks], [(v, f"{v:g}") for v in y_ticks]),
+        _titles(x_title, y_title),
+    ]
+    for point in points:
+        at = x.at(point.x)
+        parts.append(
+            _line(f"interval {point.style}", [(at, y.at(point.lower)), (at, y.at(point.upper))])
+        )
+        parts.append(
+            Markup('<circle class="point {}" cx="{}" cy="{}" r="6"/>').format(
+                point.style, at, y.at(point.y)
+            )
+        )
+    for point in points:  # above all points
+        is_right = x.at(point.x) > (_LEFT + _RIGHT) / 2
+        shift = -10 if is_right else 10
+        style = "label end" if is_right else "label"
+        parts.append(_text(style, x.at(point.x) + shift, y.at(point.y) + 5, point.label))
     return _figure(identifier, title, description, parts)
 
 

@@ -16,12 +16,11 @@ from sordino.attacks.scores import SCORES
 from sordino.attacks.texts import EncodedTexts
 from sordino.auditing.exposure import FEWEST_REFERENCES, extrapolated_exposure
 from sordino.core.errors import InvalidParameterError
-from sordino.data import normalize_text, pick_records
-from sordino.reports.audit_control import ControlPlan, random_half
+from sordino.data import normalize_text
 from sordino.reports.audit_games import attack_result, attack_results, play_subset_game
 from sordino.reports.audit_record import CanaryResult, Membership, SubsetResult
 from sordino.reports.audit_references import add_reference_scores, score_references
-from sordino.reports.audit_users import half_of_users, measure_users, require_users, users_of
+from sordino.reports.audit_users import measure_users, require_users, users_of
 from sordino.training.progress import progress
 
 if TYPE_CHECKING:
@@ -38,9 +37,7 @@ if TYPE_CHECKING:
 
     ByName = dict[str, NDArray[np.float64]]
 
-_CONTROL_SIDE = 150  # records that the control learns, and as many that it does not
-_MOST_CONTROL_RECORDS = 1_000
-_FEWEST_SCORED = 2  # of each side, for an interval
+FEWEST_SCORED = 2  # of each side, for an interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,7 +265,7 @@ def measure(
                 (scores.nonmembers, kept_nonmembers),
             )
         ]
-        membership = _membership(sides[0], sides[1], num_removed, rules)
+        membership = measure_membership(sides[0], sides[1], num_removed, rules)
         if material.unit is not None:
             users = measure_users(
                 sides[0],
@@ -284,101 +281,22 @@ def measure(
         pool = [side[rules.deciding] for side in (scores.members, scores.canaries) if side]
         is_filled = np.concatenate([np.ones(len(material.members), dtype=np.bool_), is_included])
         filled = is_filled.nonzero()[0]
-        subset = _subset(np.concatenate(pool)[filled], game, filled, rules)
+        subset = measure_subset(np.concatenate(pool)[filled], game, filled, rules)
     return Measured(
         membership=membership,
-        canaries=_canaries(scores.canaries, is_included, material.style, rules),
+        canaries=measure_canaries(scores.canaries, is_included, material.style, rules),
         subset=subset,
     )
 
 
-def plan_control(
-    material: Material, game: SubsetGame | None, *, epochs: int, seed: int
-) -> ControlPlan:
-    """Returns what the control learns: half of the records, and the canaries whose coin says so.
-
-    Where the subset game can be played on them, a candidate subset's records take the half's place.
-    Of many records a sample is taken, so large that each side has some `_CONTROL_SIDE`: one that
-    the attacks can tell apart, and no more, since each is learned over and over.
-    """
-    count = len(material.members)
-    share = 0.5 if game is None else float(game.membership.mean())
-    smaller_side = max(min(share, 1.0 - share), _CONTROL_SIDE / _MOST_CONTROL_RECORDS)
-    num_chosen = min(count, round(_CONTROL_SIDE / smaller_side))
-    order = np.random.default_rng([seed, 2]).permutation(count)
-    places = np.sort(order[:num_chosen])
-    candidate = None
-    records = pick_records(material.members, places.tolist())
-    if material.unit is None:
-        is_trained = random_half(num_chosen, seed)
-    else:
-        is_trained = half_of_users([record.unit or "" for record in records], seed)
-    if game is not None and _can_be_ordered(game.membership[places]):
-        candidate = int(np.random.default_rng([seed, 1]).integers(game.membership.shape[1]))
-        is_trained = game.membership[places, candidate]
-    return ControlPlan(
-        records=records,
-        places=places,
-        is_trained=is_trained,
-        candidate=candidate,
-        canaries=material.canaries,
-        is_canary_trained=np.random.default_rng([seed, 3]).random(len(material.canaries)) < 0.5,
-        epochs=epochs,
-    )
-
-
-def measure_control(
-    subject: Subject,
-    plan: ControlPlan,
-    material: Material,
-    rules: Rules,
-    *,
-    game: SubsetGame | None,
-    folder: Path,
-    tokens_per_batch: int,
-) -> Measured:
-    """Returns what the same attacks, by the same rules, find on the positive control."""
-    trained = replace(
-        material, members=plan.records, nonmembers=(), member_population=~plan.is_trained
-    )
-    scores = score_material(
-        subject, trained, rules, folder, title="control", tokens_per_batch=tokens_per_batch
-    )
-    membership = subset = None
-    num_in = int(plan.is_trained.sum())
-    if min(num_in, len(plan.records) - num_in) >= _FEWEST_SCORED:
-        inside, outside = (
-            {name: scores.members[name][side] for name in rules.names}
-            for side in (plan.is_trained, ~plan.is_trained)
-        )
-        membership = _membership(inside, outside, 0, rules)
-        if material.unit is not None:
-            users = measure_users(
-                inside,
-                outside,
-                users_of(plan.records, plan.is_trained),
-                users_of(plan.records, ~plan.is_trained),
-                unit=material.unit,
-                significance=rules.significance,
-                seed=rules.seed,
-            )
-            membership = replace(membership, users=users)
-    if game is not None and plan.candidate is not None:
-        own = replace(game, true_candidate=plan.candidate)
-        subset = _subset(scores.members[rules.deciding], own, plan.places, rules)
-    return Measured(
-        membership=membership,
-        canaries=_canaries(scores.canaries, plan.is_canary_trained, material.style, rules),
-        subset=subset,
-    )
-
-
-def _membership(inside: ByName, outside: ByName, num_removed: int, rules: Rules) -> Membership:
+def measure_membership(
+    inside: ByName, outside: ByName, num_removed: int, rules: Rules
+) -> Membership:
     """Returns the membership attacks on two sides."""
     sizes = [next(iter(side.values())).size for side in (inside, outside)]
-    if min(sizes) < _FEWEST_SCORED:
+    if min(sizes) < FEWEST_SCORED:
         raise InvalidParameterError(
-            f"an attack needs at least {_FEWEST_SCORED} members and as many others, got {sizes[0]} "
+            f"an attack needs at least {FEWEST_SCORED} members and as many others, got {sizes[0]} "
             f"and {sizes[1]} different texts ({num_removed} were left out: they come twice, or on "
             "both sides)."
         )
@@ -391,7 +309,7 @@ def _membership(inside: ByName, outside: ByName, num_removed: int, rules: Rules)
     )
 
 
-def _canaries(
+def measure_canaries(
     scores: ByName, is_included: NDArray[np.bool_], style: str, rules: Rules
 ) -> CanaryResult | None:
     """Returns what guessing the canaries proves; None without canaries on both sides."""
@@ -414,12 +332,12 @@ def _canaries(
     )
 
 
-def _can_be_ordered(membership: NDArray[np.bool_]) -> bool:
+def can_be_ordered(membership: NDArray[np.bool_]) -> bool:
     """Returns whether every candidate holds some of the records, and none holds all."""
     return bool((membership.any(axis=0) & ~membership.all(axis=0)).all())
 
 
-def _subset(
+def measure_subset(
     scores: NDArray[np.float64], game: SubsetGame, places: NDArray[np.intp], rules: Rules
 ) -> SubsetResult | None:
     """Returns how well the scores of some of the pool's places find the candidate that was used.
@@ -427,7 +345,7 @@ def _subset(
     None where the candidates cannot be ordered.
     """
     membership = game.membership[places]
-    if not _can_be_ordered(membership):
+    if not can_be_ordered(membership):
         return None
     return play_subset_game(
         scores,

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from sordino.attacks.contrast import explore
-from sordino.attacks.generation import Decoding
 from sordino.attacks.pii import PiiSettings, count_pii_texts, play_pii_games
+from sordino.gradients.generation import Decoding
 from sordino.ledger.durable import PRIVATE_FILE_MODE, replace_file
 from sordino.ledger.ledger import canonical_json
 from sordino.reports.audit_record import Finding, PiiRow

@@ -20,7 +20,12 @@ from sordino.auditing.areas import auc_interval
 from sordino.auditing.curves import operating_point
 from sordino.ledger.durable import PRIVATE_FILE_MODE
 from sordino.quantization.layers import QuantizedLayer
-from sordino.quantization.outliers import GroupScore, functional_score, sensitive_score
+from sordino.quantization.outliers import (
+    Estimate,
+    GroupScore,
+    functional_score,
+    sensitive_score,
+)
 from sordino.quantization.pipeline import matrix_of
 from sordino.quantization.scales import choose_scales, code_limits
 
@@ -220,7 +225,7 @@ def measure_plan(
 
     Args:
         name: Of the plan.
-        plan: Bits by layer.
+        plan: Bits by layer; a layer that is not in it stays as it is, and counts 16 bits a weight.
         model: Whole; it is as before afterwards.
         modules: Its linear layers by name.
         texts: The half of the records that did not choose the plan.
@@ -232,13 +237,16 @@ def measure_plan(
     area = auc_interval(found.members, found.nonmembers)
     point = operating_point(found.members, found.nonmembers, FALSE_POSITIVE_RATE)
     counts = [len(text.scored_ids) for text in texts.public]
-    sizes = {layer: tuple(matrix_of(modules[layer]).shape) for layer in plan}
+    shapes = {layer: matrix_of(module).shape for layer, module in modules.items()}
     return FrontierPoint(
         name=name,
-        num_bytes=sum(layer_bytes(sizes[k], bits, group_size) for k, bits in plan.items()),
+        num_bytes=sum(
+            layer_bytes(shape, plan[layer], group_size) if layer in plan else 2 * shape.numel()
+            for layer, shape in shapes.items()
+        ),
         perplexity=float(np.exp(np.average(found.public, weights=counts))),
         auc=(area.auc, area.lower, area.upper),
-        true_positive_rate=(point.true_positive_rate, point.tpr_lower, point.tpr_upper),
+        true_positive_rate=(point.tpr, point.tpr_lower, point.tpr_upper),
     )
 
 
@@ -313,8 +321,6 @@ def _squared_sensitivities(
 
 def _group_score(line: Mapping[str, Any], layers: Sequence[str], proxy: float | None) -> GroupScore:
     """Returns a finished measurement."""
-    from sordino.quantization.outliers import Estimate
-
     return GroupScore(
         name=line["name"],
         layers=tuple(layers),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -17,14 +16,21 @@ from sordino.core.errors import InvalidParameterError
 from sordino.lattices.problem import DAMPING
 from sordino.ledger.durable import replace_file
 from sordino.quantization import formats
+from sordino.quantization.bit_choice import (
+    BitBudget,
+    choose_bits,
+    measure_losses,
+    needs_inputs,
+)
 from sordino.quantization.calibration import (
     CalibrationRun,
     encode_calibration,
-    read_calibration_texts,
 )
+from sordino.quantization.input_scales import place_folds
 from sordino.quantization.methods import METHODS, QuantizationSettings
 from sordino.quantization.pipeline import LayerStore, matrix_of, quantize_blocks, select_layers
 from sordino.quantization.provenance import (
+    CALIBRATION_LEDGER,
     RECORD,
     SOURCE_LEDGER,
     CalibrationSource,
@@ -33,6 +39,20 @@ from sordino.quantization.provenance import (
     make_record,
 )
 from sordino.quantization.source import open_source
+from sordino.reports.private_calibration import (
+    charge_release,
+    make_probe,
+    plan_release,
+    release_grams,
+)
+from sordino.reports.quantize_checks import (
+    read_budget,
+    read_calibration,
+    read_group_size,
+    require_new,
+    require_space,
+    require_together,
+)
 from sordino.training.progress import progress
 
 if TYPE_CHECKING:
@@ -40,8 +60,6 @@ if TYPE_CHECKING:
 
     from sordino.quantization.pipeline import FinishedLayer
     from sordino.quantization.source import QuantizationSource
-
-_SPARE_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +105,7 @@ def quantize(
     ] = "searched",
     calibration: Annotated[
         str | None,
-        Doc("JSONL, CSV, TSV, Parquet or TXT (a text a line), or none; gptq needs a file."),
+        Doc("JSONL, CSV, TSV, Parquet or TXT (a text a line), or none; gptq and awq need a file."),
     ] = None,
     calibration_is_public: Annotated[
         bool, Doc("Declare that the calibration texts are public; else a run's claim is void.")
@@ -98,6 +116,26 @@ def quantize(
     model: Annotated[
         str | None, Doc("Base of an adapter; default: what its folder or its ledger names.")
     ] = None,
+    calibration_epsilon: Annotated[
+        float | None,
+        Doc("Private texts, all of them, through noisy Gram matrices: their epsilon, in nats."),
+    ] = None,
+    calibration_delta: Annotated[float | None, Doc("delta that goes with it.")] = None,
+    calibration_clip: Annotated[
+        float | None, Doc("Largest Frobenius norm of a text's X^T X; larger ones are scaled down.")
+    ] = None,
+    budget_bytes: Annotated[
+        int | None,
+        Doc("Bytes for all codes and scales; each layer gets 2, 4 or 8 bits in place of --bits."),
+    ] = None,
+    allocation: Annotated[
+        Literal["certificate", "kurtosis", "sensitivity", "random"] | None,
+        Doc("Rule that spends --budget-bytes; default: certificate."),
+    ] = None,
+    allocation_seed: Annotated[int, Doc("Of --allocation random; public.")] = 0,
+    geometry: Annotated[
+        bool, Doc("Measure what tuning and rounding did to each layer; for adapters.")
+    ] = False,
     format: Annotated[  # noqa: A002 - the option's name
         Literal["compressed-tensors", "gguf"], Doc("Files to write.")
     ] = "compressed-tensors",
@@ -121,37 +159,59 @@ def quantize(
     output = Path(output)
     settings = QuantizationSettings(
         bits=bits,
-        group_size=_read_group_size(group_size),
+        group_size=read_group_size(group_size),
         method=method,
         order=order,
         lattice_reduction=lattice_reduction,
         scales=scales,
         damping=damping,
     )
+    budget = read_budget(budget_bytes, allocation, allocation_seed, format)
     groups = [] if settings.group_size is None else [settings.group_size]
-    formats.require_writable(format, bits=bits, group_sizes=groups)
-    texts = _read_calibration(calibration, method, is_public=calibration_is_public)
-    _require_new(output)
+    for width in [bits] if budget is None else budget.choices:
+        formats.require_writable(format, bits=width, group_sizes=groups)
+    is_dp = calibration_epsilon is not None
+    texts = read_calibration(calibration, method, is_public=calibration_is_public)
+    require_together(texts, settings, budget, is_public=calibration_is_public, is_dp=is_dp)
+    require_new(output)
     opened = open_source(source, base=model)
     layers, kept = select_layers(opened.model, settings)
     widths = {matrix_of(module).shape[1] for block in layers for module in block.values()}
-    formats.require_writable(format, bits=bits, group_sizes=map(settings.group_size_of, widths))
-    _require_space(output, opened, layers)
-    found = CalibrationSource(kind="none")
+    formats.require_writable(
+        format,
+        bits=bits if budget is None else budget.choices[0],
+        group_sizes=map(settings.group_size_of, widths),
+    )
+    require_space(output, opened, layers)
+    is_folding = METHODS[method].choose_input_scales is not None
+    folds = place_folds(opened.model, layers) if is_folding else None
+    base = _open_base(opened, settings, texts) if geometry else None
+    found, probe = CalibrationSource(kind="none"), None
     sequences: list[list[int]] = []
     if texts is not None:
         sequences = encode_calibration(
             texts,
             opened.tokenizer,
-            num_sequences=calibration_sequences,
+            # Of private texts none is left out: one more at the top would push out another.
+            num_sequences=len(texts) if is_dp else calibration_sequences,
             max_length=min(calibration_length, opened.context_length),
         )
         found = CalibrationSource(
             kind="public" if calibration_is_public else "private",
-            sha256=_sha256(Path(str(calibration))),
+            sha256=_sha256(Path(str(calibration))) if calibration_is_public else None,
             num_sequences=len(sequences),
             num_tokens=sum(map(len, sequences)),
         )
+    if calibration_epsilon is not None:
+        probe = make_probe(opened.model)
+        release = plan_release(
+            probe,
+            layers,
+            epsilon=calibration_epsilon,
+            delta=calibration_delta,
+            clip_norm=calibration_clip,
+        )
+        found = CalibrationSource(kind="dp", num_sequences=None, num_tokens=None, release=release)
     privacy = describe_privacy(opened.ledger, found)  # refuses before hours of work
     store = LayerStore(
         output.with_name(output.name + ".partial"),
@@ -160,11 +220,33 @@ def quantize(
         | {
             "model": [opened.fingerprint, opened.base_fingerprint],
             "sequences": sequences and _digest_tokens(sequences),
+            "budget": budget and asdict(budget),
+            "geometry": geometry,
             "sordino_version": version("sordino"),
         },
     )
-    finished, unreached = _run(opened, layers, settings, sequences, store)
+    private = None
+    if found.release is not None and probe is not None:
+        charge_release(store, found.release)
+        private = release_grams(found.release, probe)
+    layer_bits = _choose_bits(
+        opened, layers, settings, sequences=sequences, store=store, budget=budget
+    )
+    run = _open_run(opened, sequences)
+    with progress("quantize: blocks", len(layers)) as advance:
+        finished, unreached = quantize_blocks(
+            layers,
+            run,
+            settings,
+            store,
+            advance=advance,
+            bits=layer_bits,
+            folds=folds,
+            private=private,
+            base=base,
+        )
     kept |= unreached
+    sizes = {name: item.layer.num_bytes for name, item in finished.items()}
     record = _write(
         output,
         opened,
@@ -172,28 +254,68 @@ def quantize(
         finished,
         store,
         parts={
-            "settings": asdict(settings),
+            "settings": asdict(settings) | ({} if budget is None else {"bits": None}),
             "calibration": asdict(found),
             "privacy": privacy,
+            "allocation": budget and budget.describe(layer_bits or {}, sizes),
             "kept": kept,
         },
     )
     return QuantizeResult(output, record, finished, kept, privacy)
 
 
-def _run(
+def _open_run(opened: QuantizationSource, sequences: list[list[int]]) -> CalibrationRun | None:
+    """Returns calibration sequences in front of the model; None without any."""
+    if not sequences:
+        return None
+    return CalibrationRun(opened.model, sequences, pad_id=opened.tokenizer.pad_token_id)
+
+
+def _choose_bits(
     opened: QuantizationSource,
     layers: list[dict[str, Any]],
     settings: QuantizationSettings,
+    *,
     sequences: list[list[int]],
     store: LayerStore,
-) -> tuple[dict[str, FinishedLayer], dict[str, str]]:
-    """Returns all quantized layers, with a progress bar."""
-    run = None
-    if sequences:
-        run = CalibrationRun(opened.model, sequences, pad_id=opened.tokenizer.pad_token_id)
-    with progress("quantize: blocks", len(layers)) as advance:
-        return quantize_blocks(layers, run, settings, store, advance=advance)
+    budget: BitBudget | None,
+) -> dict[str, int] | None:
+    """Returns the bits of each layer; None if all have the same. Decided once for a folder."""
+    if budget is None:
+        return None
+    chosen = store.load_bits()
+    if chosen is not None:
+        return chosen
+    losses = None
+    if needs_inputs(budget.allocation):
+        run = _open_run(opened, sequences)
+        if run is not None:
+            with progress("quantize: losses at each width", len(layers)) as advance:
+                losses = measure_losses(
+                    layers, run, settings, budget.choices, matrix_of=matrix_of, advance=advance
+                )
+    weights = {name: matrix_of(module) for block in layers for name, module in block.items()}
+    chosen = choose_bits(weights, settings, budget, losses, max(1, sum(map(len, sequences))))
+    store.save_bits(chosen)
+    return chosen
+
+
+def _open_base(
+    opened: QuantizationSource, settings: QuantizationSettings, texts: list[str] | None
+) -> dict[str, Any]:
+    """Returns the layers before fine-tuning, by name."""
+    if opened.open_base is None or texts is None:
+        raise InvalidParameterError(
+            "geometry compares an adapter's base with the merged model on calibration texts: give "
+            "a run or a PEFT folder whose base is known, and --calibration FILE."
+        )
+    if METHODS[settings.method].choose_input_scales is not None:
+        raise InvalidParameterError(
+            f"geometry compares weights on one grid, and method {settings.method} scales their "
+            "columns. Take --method gptq, hqq or nearest."
+        )
+    layers, _ = select_layers(opened.open_base(), settings)
+    return {name: module for block in layers for name, module in block.items()}
 
 
 def _write(
@@ -216,6 +338,8 @@ def _write(
     if opened.ledger is not None:
         head = opened.ledger.head
         shutil.copyfile(opened.ledger.path, result / SOURCE_LEDGER)
+    if (store.folder / CALIBRATION_LEDGER).exists():
+        shutil.copyfile(store.folder / CALIBRATION_LEDGER, result / CALIBRATION_LEDGER)
     record = make_record(
         sordino_version=version("sordino"),
         source={
@@ -249,55 +373,9 @@ def _layer_record(item: FinishedLayer) -> dict[str, Any]:
         "group_size": layer.group_size,
         "num_bytes": layer.num_bytes,
         "certificate": None if item.certificate is None else asdict(item.certificate),
+        "has_scaled_inputs": item.has_scaled_inputs,
+        "geometry": item.geometry,
     }
-
-
-def _read_group_size(group_size: str | int) -> int | None:
-    """Returns the number of inputs in a group; None for a row."""
-    if str(group_size) == "row":
-        return None
-    if str(group_size) not in {"32", "64", "128"}:
-        raise InvalidParameterError(f"group_size must be 32, 64, 128 or row, got {group_size!r}.")
-    return int(group_size)
-
-
-def _read_calibration(
-    calibration: str | Path | None, method: str, *, is_public: bool
-) -> list[str] | None:
-    """Returns the calibration texts; None without any. Nothing is taken that was not named."""
-    is_none = calibration is None or str(calibration) == "none"
-    if is_none and METHODS[method].needs_calibration:
-        raise InvalidParameterError(
-            f"method {method} needs calibration texts: name a file with --calibration FILE, and "
-            "--calibration-is-public if it holds nothing private. --method nearest needs none."
-        )
-    if is_none and is_public:
-        raise InvalidParameterError("calibration_is_public needs a file: --calibration FILE.")
-    return None if is_none else read_calibration_texts(str(calibration))
-
-
-def _require_new(output: Path) -> None:
-    """Raises unless the output folder is absent or empty."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InvalidParameterError(
-            f"output {output} exists already and nothing in it is overwritten. Choose another "
-            "folder."
-        )
-
-
-def _require_space(output: Path, opened: QuantizationSource, layers: list[dict[str, Any]]) -> None:
-    """Raises unless the disk has room for finished blocks and the output."""
-    quantized = sum(matrix_of(m).numel() for block in layers for m in block.values())
-    others = sum(p.numel() for p in opened.model.parameters()) - quantized
-    # A byte a code until all are done, then at most as much again; scales are in the spare third.
-    needed = math.ceil(2.67 * quantized) + 4 * others + _SPARE_BYTES
-    parent = next(p for p in output.absolute().parents if p.exists())
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise InvalidParameterError(
-            f"no space left for the output: {parent} has {free / 1e6:.0f} MB free and about "
-            f"{needed / 1e6:.0f} MB are needed. Nothing was written."
-        )
 
 
 def _digest_tokens(sequences: list[list[int]]) -> str:

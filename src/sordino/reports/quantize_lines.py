@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sordino.quantization.provenance import WHAT_THE_BOUND_SAYS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sordino.quantization.pipeline import FinishedLayer
     from sordino.reports.quantize import QuantizeResult
 
-__all__ = ["HEADERS", "QuantizeRow", "describe_quantize", "table_rows"]
+__all__ = [
+    "GEOMETRY_HEADERS",
+    "HEADERS",
+    "QuantizeRow",
+    "describe_quantize",
+    "geometry_rows",
+    "table_rows",
+]
 
 HEADERS = ("layers", "loss", "nearest", "share", "predicted", "bound", "clipped", "bound holds")
+_GEOMETRY = {  # header, field, and whether the largest value is the worst
+    "tr(D)/tr(H)": ("pivot_share", True),
+    "headroom": ("headroom", True),
+    "exact/bound": ("exact_share", True),
+    "singular values": ("singular_value_shift", True),
+    "angle out": ("output_angle", True),
+    "CKA": ("cka", False),
+    "changed": ("changed_rate", False),
+}
+GEOMETRY_HEADERS = ("mean (worst)", *_GEOMETRY)
 _MOST_WORST = 3
 
 
@@ -59,6 +76,32 @@ def table_rows(result: QuantizeResult) -> list[QuantizeRow]:
     return [*rows, QuantizeRow(f"all ({len(items)})", items)]
 
 
+def geometry_rows(result: QuantizeResult) -> list[list[str]]:
+    """Returns mean and worst of each metric by kind of layer; empty if none was measured.
+
+    `changed` is the share of codes that fine-tuning changed: its smallest value counts as worst,
+    for there the grid holds least of it.
+    """
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for item in result.layers.values():
+        if item.geometry is not None:
+            kind = item.layer.name.rsplit(".", 1)[-1]
+            kinds.setdefault(kind, []).append(item.geometry)
+    return [
+        [f"{kind} ({len(found)})", *(_mean_and_worst(found, *how) for how in _GEOMETRY.values())]
+        for kind, found in kinds.items()
+    ]
+
+
+def _mean_and_worst(found: list[Mapping[str, Any]], name: str, is_largest: bool) -> str:  # noqa: FBT001
+    """Returns a cell; metrics that are not defined for a layer are left out."""
+    values = [layer[name] for layer in found if layer[name] is not None]
+    if not values:
+        return "-"
+    worst = max(values) if is_largest else min(values)
+    return f"{sum(values) / len(values):.3g} ({worst:.3g})"
+
+
 def describe_quantize(result: QuantizeResult) -> list[str]:
     """Returns what stands below the table."""
     codes = [item.layer for item in result.layers.values()]
@@ -80,6 +123,11 @@ def describe_quantize(result: QuantizeResult) -> list[str]:
         )
     else:
         lines.append("No calibration texts, hence no certificate of any layer's output error.")
+    if any(item.has_scaled_inputs for item in result.layers.values()):
+        lines.append(
+            "Input scales were folded into the modules before: losses of such layers speak of the "
+            "scaled weights and inputs."
+        )
     lines.extend(result.privacy["lines"])
     lines.append(f"Folder: {result.output}. Every layer: {result.record}.")
     return lines

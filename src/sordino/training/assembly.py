@@ -365,6 +365,7 @@ def _opening_event(
         "sampling": made.sampling,
         "learning_rate": config.learning_rate,
         "learning_rate_schedule": config.learning_rate_schedule,
+        **({"warmup_steps": config.warmup_steps} if config.warmup_steps else {}),
         "weight_decay": config.weight_decay,
         "seed": config.seed,
         "task": task,

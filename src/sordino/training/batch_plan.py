@@ -40,6 +40,8 @@ class BatchPlan(AbstractPlan):
         tokens_per_batch: Tokens of a batch, padding included.
         seed: Public seed.
         empty: Places without a record: chosen like others, never looked at.
+        is_shuffled: Whether steps go on through a shuffled order of all places and shuffle anew
+            when fewer than a batch are left; else each step draws from all places.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class BatchPlan(AbstractPlan):
         tokens_per_batch: int,
         seed: int,
         empty: frozenset[int] = frozenset(),
+        is_shuffled: bool = False,
     ) -> None:
+        self._is_shuffled = is_shuffled
         self._lengths = list(lengths)
         self._empty = empty
         self._batch_size = batch_size
@@ -65,8 +69,13 @@ class BatchPlan(AbstractPlan):
         """Returns the batches of one step."""
         if self._batch_size is None:
             return self._full
-        order = public_permutation(self._seed, "batch", str(step), len(self._lengths))
-        return self._batches_of(np.sort(order[: self._batch_size]).tolist())
+        size, count = self._batch_size, len(self._lengths)
+        if self._is_shuffled:
+            number, place = divmod(step, count // size)
+            order = public_permutation(self._seed, "pass", str(number), count)[place * size :]
+        else:
+            order = public_permutation(self._seed, "batch", str(step), count)
+        return self._batches_of(np.sort(order[:size]).tolist())
 
     def _batches_of(self, places: Sequence[int]) -> list[list[int]]:
         """Returns batches of the records at these places."""

@@ -30,6 +30,7 @@ GUARANTEES = ("pac", "dp", "none")
 ESTIMATORS = ("zeroth-order", "first-order")
 ADAPTERS = ("lora", "full")
 OBJECTIVES = ("loss", "token-f1")
+BATCH_ORDERS = ("independent", "shuffled")
 SELECTIONS = ("last", "best")
 SCHEDULES: dict[str, Callable[[float], float]] = {  # fraction of the run done -> factor
     "constant": lambda done: 1.0,  # noqa: ARG005
@@ -95,9 +96,11 @@ class TuneConfig:
     on_disagreement: str = "coin"
     unanimity_flip: float = 0.0
     learning_rate_schedule: str = "linear"
+    warmup_steps: int = 0
     weight_decay: float = 0.0
     perturbation: float | None = None
     batch_size: int | None = None
+    batch_order: str = "independent"
     shared_weight: float | None = None
     dp: DpOptions | None = None
     optimizer: str | None = None  # None: moves along public directions
@@ -114,6 +117,7 @@ class TuneConfig:
         require_one_of("learning_rate_schedule", self.learning_rate_schedule, tuple(SCHEDULES))
         require_in_range("unanimity_flip", self.unanimity_flip, 0.0, 0.499)
         require_integer("num_steps", self.num_steps, 1)
+        require_integer("warmup_steps", self.warmup_steps, 0, self.num_steps - 1)
         require_integer("directions_per_step", self.directions_per_step, 1)
         require_integer("seed", self.seed, 0, MAX_SEED)
         require_positive("learning_rate", self.learning_rate)
@@ -125,6 +129,12 @@ class TuneConfig:
             require_positive("perturbation", self.perturbation)
         if self.batch_size is not None:
             require_integer("batch_size", self.batch_size, 1)
+        require_one_of("batch_order", self.batch_order, BATCH_ORDERS)
+        if self.batch_order == "shuffled" and (self.guarantee == "dp" or self.batch_size is None):
+            raise InvalidParameterError(
+                "--batch-order shuffled is for --batch-size without --guarantee dp, whose units "
+                "are drawn in secret."
+            )
         if self.base_bits is not None and self.adapter == "full":
             raise InvalidParameterError(
                 "--base-bits holds frozen weights in few bits: use it with --adapter lora."
@@ -212,9 +222,11 @@ class TuneConfig:
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
-        """One learning rate a step; public."""
-        factor = SCHEDULES[self.learning_rate_schedule]
-        return tuple(self.learning_rate * factor(t / self.num_steps) for t in range(self.num_steps))
+        """One learning rate a step; public. It rises in equal parts, then the schedule begins."""
+        factor, rising = SCHEDULES[self.learning_rate_schedule], self.warmup_steps
+        rises = [self.learning_rate * (t + 1) / (rising + 1) for t in range(rising)]
+        rest = self.num_steps - rising
+        return (*rises, *(self.learning_rate * factor(t / rest) for t in range(rest)))
 
 
 def find_recipe(

@@ -33,6 +33,9 @@ Edgeworth = Annotated[
 LearningRateSchedule = Annotated[
     Literal["linear", "constant", "cosine"], Doc("Public decay of the learning rate.")
 ]
+WarmupSteps = Annotated[
+    int, Doc("First steps in which the learning rate rises, before the schedule begins.")
+]
 WeightDecay = Annotated[float, Doc("Decoupled weight decay.")]
 Adapter = Annotated[Literal["lora", "full"], Doc("Train an adapter or all weights.")]
 LoraRank = Annotated[int, Doc("Rank of the adapter.")]

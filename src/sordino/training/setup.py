@@ -27,10 +27,10 @@ from sordino.gradients.forward_mode import ForwardModeEstimator
 from sordino.gradients.ghost import GhostEstimator
 from sordino.gradients.objectives import (
     ClassificationObjective,
-    CompletionObjective,
     GenerationObjective,
     LanguageModel,
 )
+from sordino.gradients.penalized import PenalizedCompletionObjective
 from sordino.gradients.prefix import FrozenPrefix
 from sordino.gradients.projected import FirstOrderEstimator
 from sordino.gradients.shared import SharedComponent
@@ -81,6 +81,7 @@ class TaskOptions:
     truncate: bool
     max_new_tokens: int
     distillation: DistillationOptions | None = None  # the loss is a teacher's then
+    violation_penalty: float = 0.0  # on the probability of a completion's forbidden tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,10 @@ class EncodedRecords:
 
 def choose_task(options: TaskOptions, records: Sequence[Record]) -> Task:
     """Returns the task that the records' columns and the objective ask for."""
+    if options.violation_penalty and (options.objective != "loss" or records[0].label is not None):
+        raise InvalidParameterError(
+            "violation_penalty is for the loss of records with the columns prompt and completion."
+        )
     if options.distillation is not None:
         return PromptTask(options.distillation.settings.max_new_tokens)
     is_classification = records[0].label is not None
@@ -136,8 +141,9 @@ def encode_records(
             "verbalizers": dict(task.verbalizers),
         }
     elif isinstance(task, CompletionTask):
-        objective = CompletionObjective(examples)
-        description = {"kind": "completion"}
+        penalty = options.violation_penalty
+        objective = PenalizedCompletionObjective(examples, penalty)
+        description = {"kind": "completion"} | ({"violation_penalty": penalty} if penalty else {})
     elif isinstance(task, PromptTask):
         if teacher is None:
             raise InvalidParameterError("prompts alone need a teacher: use `sordino distill`.")
@@ -403,9 +409,7 @@ def digest_examples(examples: Sequence[Example]) -> str:
     """Returns a hash of the encoded pool; private: it goes to the sealed journal only."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(
-            canonical_json(
-                [example.input_ids, example.target, example.num_prompt_tokens, example.references]
-            )
-        )
+        parts = [example.input_ids, example.target, example.num_prompt_tokens, example.references]
+        # only where there are any: earlier runs have none, and keep their hash
+        digest.update(canonical_json([*parts, *([example.forbidden] if example.forbidden else [])]))
     return digest.hexdigest()

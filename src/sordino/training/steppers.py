@@ -120,6 +120,7 @@ def _make_plan(given: Ingredients, stream: SecretStream | None) -> AbstractPlan:
             tokens_per_batch=given.tokens_per_batch,
             seed=given.config.seed,
             empty=given.empty,
+            is_shuffled=given.config.batch_order == "shuffled",
         )
     sampler = None
     if stream is not None:
@@ -285,4 +286,7 @@ def _sampling_words(given: Ingredients) -> str:
         q = given.dp.event.sampling_probability
         return f"Poisson, in secret, each unit with probability {q:.6g}"
     size = given.config.batch_size
-    return "all" if size is None else f"{size}, by the public seed"
+    if size is None:
+        return "all"
+    passes = " in shuffled passes," if given.config.batch_order == "shuffled" else ","
+    return f"{size}{passes} by the public seed"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typing_extensions import Doc
 
-from sordino.core.checks import require_integer, require_one_of
+from sordino.core.checks import require_integer, require_non_negative, require_one_of
 from sordino.data import read_records
 from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.models import choose_compute_dtype
@@ -95,6 +95,7 @@ def tune(
     num_steps: Annotated[int | None, Doc("T; default by estimator.")] = None,
     learning_rate: Annotated[float | None, Doc("Default by estimator.")] = None,
     learning_rate_schedule: options.LearningRateSchedule = "linear",
+    warmup_steps: options.WarmupSteps = 0,
     weight_decay: options.WeightDecay = 0.0,
     clip: Annotated[
         float | None,
@@ -117,6 +118,13 @@ def tune(
             "drawn in secret; default: an eighth."
         ),
     ] = None,
+    batch_order: Annotated[
+        Literal["independent", "shuffled"],
+        Doc(
+            "With --batch-size: each step draws anew, or goes on through the shuffled records and "
+            "starts over when fewer than a batch are left. Not with dp."
+        ),
+    ] = "independent",
     shared_weight: Annotated[
         float | None,
         Doc(
@@ -136,6 +144,13 @@ def tune(
     objective: Annotated[
         Literal["loss", "token-f1"], Doc("token-f1: F1 of a generation, zeroth order only.")
     ] = "loss",
+    violation_penalty: Annotated[
+        float,
+        Doc(
+            "Completions with a column 'forbidden' (a text or a list): weight of the penalty on "
+            "the probability of its tokens; 0: the column is not read."
+        ),
+    ] = 0.0,
     template: options.Template = "{text} It was",
     verbalizer: options.Verbalizer = None,
     max_length: options.MaxLength = None,
@@ -223,12 +238,14 @@ def tune(
         num_steps=num_steps,
         learning_rate=learning_rate,
         learning_rate_schedule=learning_rate_schedule,
+        warmup_steps=warmup_steps,
         weight_decay=weight_decay,
         clip=clip,
         perturbation=perturbation,
         directions_per_step=directions_per_step,
         direction_kind=direction_kind,
         batch_size=batch_size,
+        batch_order=batch_order,
         adapter=adapter,
         shared_weight=shared_weight,
         seed=seed,
@@ -247,6 +264,7 @@ def tune(
             max_length=max_length,
             truncate=truncate,
             max_new_tokens=max_new_tokens,
+            violation_penalty=require_non_negative("violation_penalty", violation_penalty),
         ),
         adapter=AdapterOptions.checked(
             rank=lora_rank,
@@ -293,7 +311,10 @@ def run_on_files(
     kind = None if request.task.distillation is None else "prompt"
     dp = request.config.dp
     pool = read_records(
-        Path(train), kind=kind, unit_column=dp.unit_column if dp is not None else None
+        Path(train),
+        kind=kind,
+        unit_column=dp.unit_column if dp is not None else None,
+        with_forbidden=request.task.violation_penalty > 0,
     )
     public = None
     if validation is not None:

@@ -15,6 +15,7 @@ from sordino.accounting import inference_risk
 from sordino.accounting.inference_risk import (
     attribute_guess_success,
     attribute_guess_success_with_correlation,
+    attribute_risk,
     epsilon_from_posterior,
     mutual_information_from_posterior,
     posterior_from_epsilon,
@@ -308,7 +309,66 @@ def test_risk_is_json() -> None:
         "delta",
         "prior",
         "is_vacuous",
+        "attribute",
     }
+    assert fields["attribute"] is None
+    fields = json.loads(json.dumps(risk(epsilon=1.0, attribute_values=4).as_dict()))
+    assert fields["attribute"]["num_values"] == 4
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0, 4.0])
+@pytest.mark.parametrize("delta", [0.0, 1e-3])
+def test_advantage_at_two_values_has_its_closed_form(epsilon: float, delta: float) -> None:
+    """(e^epsilon - 1 + 2 delta) / (e^epsilon + 1), rounded up."""
+    exact = (mp.exp(epsilon) - 1 + 2 * mpf(delta)) / (mp.exp(epsilon) + 1)
+    found = attribute_risk(epsilon, delta, num_values=2).advantage
+    assert found is not None
+    assert 0 <= found - exact <= 1e-14
+
+
+def test_advantage_over_public_data() -> None:
+    """(success - p0) / (1 - p0); nothing is left to gain where public data tell all."""
+    level = attribute_risk(1.0, 1e-5, public_success=0.6)
+    success = attribute_guess_success_with_correlation(1.0, 1e-5, 0.6)
+    assert level.correlated_success == success
+    assert level.correlated_advantage == pytest.approx((success - 0.6) / 0.4, rel=1e-12)
+    assert (level.num_values, level.success, level.advantage) == (None, None, None)
+    assert attribute_risk(1.0, 0.0, public_success=1.0).correlated_advantage == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epsilon": 1.0, "delta": 0.0}, "or both"),
+        ({"epsilon": 1.0, "delta": 0.0, "num_values": 1}, "num_values"),
+        ({"epsilon": math.nan, "delta": 0.0, "num_values": 2}, "epsilon"),
+        ({"epsilon": 1.0, "delta": 0.0, "num_values": 4, "public_success": 0.2}, "public_success"),
+    ],
+)
+def test_attribute_risk_refuses(arguments: dict[str, Any], message: str) -> None:
+    """Public data never tell less than a blind guess among equally likely values."""
+    with pytest.raises(InvalidParameterError, match=message):
+        attribute_risk(**arguments)
+
+
+def test_attribute_bounds_belong_to_epsilon() -> None:
+    """A PAC budget implies no epsilon for a change of an attribute."""
+    with pytest.raises(InvalidParameterError, match="belong to epsilon"):
+        risk(mutual_information=0.1, attribute_values=4)
+    with pytest.raises(InvalidParameterError, match="belong to epsilon"):
+        risk(posterior=0.6, public_success=0.3)
+
+
+def test_attribute_bounds_in_words_name_their_scope() -> None:
+    """The bound on training records and the records of a prompt are two statements."""
+    lines = risk(epsilon=1.0, attribute_values=10, public_success=0.3).lines()
+    text = "\n".join(lines)
+    assert "10 equally likely values: a guess is right with probability at most 0.2320" in text
+    assert "advantage of at most 0.1467" in text
+    assert "public data give away with probability 0.3: with the release at most 0.7425" in text
+    assert "Scope: attributes of records used in training." in lines[-1]
+    assert "no training epsilon says anything" in lines[-1]
+    assert "Scope" not in "\n".join(risk(epsilon=1.0).lines())
 
 
 @pytest.mark.parametrize("module", [sordino.accounting, inference_risk])

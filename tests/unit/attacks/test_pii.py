@@ -12,7 +12,6 @@ import torch
 
 from sordino.attacks import _pii_games
 from sordino.attacks._pii_games import Target, first_guess, list_targets, mean_losses
-from sordino.attacks.generation import Decoding
 from sordino.attacks.pii import (
     GAMES,
     PiiFinding,
@@ -27,6 +26,7 @@ from sordino.core.errors import InvalidDataError, InvalidParameterError, Precisi
 from sordino.data.people import Secret, generate_people
 from sordino.data.pool import Record
 from sordino.data.tasks import CompletionTask
+from sordino.gradients.generation import Decoding
 from sordino.gradients.objectives import CompletionObjective, LanguageModel
 from sordino.models import load_model
 from sordino.reports.audit_record import PiiRow

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COMMANDS = {name: command.load(name) for name, command in cli_app.COMMANDS.items()}
+GROUPS = {"access"}  # commands of their own, tested in test_access.py
 SHELL_ONLY = {"json", "help"}
 
 
@@ -46,7 +47,9 @@ def test_one_command_per_public_function() -> None:
     """The shell has the public functions and nothing else but groups."""
     group = typer.main.get_command(app)
     public = sorted(name.replace("_", "-") for name in sordino.__all__)
-    assert sorted(group.list_commands(click.Context(group))) == public == sorted(COMMANDS)
+    listed = group.list_commands(click.Context(group))
+    assert sorted(listed) == sorted([*public, *GROUPS])
+    assert sorted(COMMANDS) == public
 
 
 def test_list_of_commands_is_read_from_the_source() -> None:
@@ -141,6 +144,15 @@ def test_risk_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "at most 0.8819" in shell.out
     assert "bounds an average" in shell.out
     assert "bounds a worst case" in shell.out
+
+
+def test_risk_of_an_attribute_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """`risk --attribute-values` adds success and advantage with their scope."""
+    arguments = ["--epsilon", "1", "--attribute-values", "2", "--public-success", "0.5"]
+    shell = run_cli(capsys, "risk", *arguments)
+    assert shell.code == 0
+    assert "an advantage of at most 0.4622." in shell.out
+    assert "Scope: attributes of records used in training." in shell.out
 
 
 def test_risk_as_json(capsys: pytest.CaptureFixture[str]) -> None:

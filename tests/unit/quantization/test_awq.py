@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from sordino.core.errors import InvalidParameterError
-from sordino.quantization._grid import (
+from sordino.quantization.awq import EXPONENTS, awq, awq_input_scales, clipped_scales
+from sordino.quantization.scales import (
     absmax_scales,
     dequantize,
     round_weight,
     search_scales,
 )
-from sordino.quantization.awq import EXPONENTS, awq, awq_input_scales, clipped_scales
 
 BITS, GROUP = 4, 8
 

@@ -14,6 +14,7 @@ from helpers_tiny_models import make_model
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.quantization.calibration import (
     CalibrationRun,
+    InputSums,
     encode_calibration,
     find_blocks,
     read_calibration_texts,
@@ -57,7 +58,8 @@ def test_grams_are_those_of_a_plain_pass(name: str, tokens_per_batch: int) -> No
         expected = plain_grams(model, block)
         groups = run.shared_inputs(number, block)
         assert sorted(n for names in groups for n in names) == sorted(block)
-        grams = run.input_grams(number, {names[0]: block[names[0]] for names in groups})
+        sums = run.input_sums(number, {names[0]: block[names[0]] for names in groups})
+        grams = {name: found.gram for name, found in sums.items()}
         for names in groups:
             for member in names:
                 np.testing.assert_allclose(grams[names[0]], expected[member], rtol=1e-4, atol=1e-4)
@@ -68,6 +70,31 @@ def test_grams_are_those_of_a_plain_pass(name: str, tokens_per_batch: int) -> No
             module.weight.data.mul_(0.9)
         if number + 1 < len(layers):
             run.advance(number)
+
+
+def test_magnitudes_are_those_of_the_tokens() -> None:
+    """Mean and largest |x| of each column, no padding; from a Gram root mean squares."""
+    model = make_model("llama")
+    layers, _ = select_layers(model, make_settings(group_size=None))
+    run = CalibrationRun(model, SEQUENCES, pad_id=0, tokens_per_batch=8)
+    name = "model.layers.0.mlp.down_proj"
+    rows: list[torch.Tensor] = []
+    handle = model.get_submodule(name).register_forward_pre_hook(
+        lambda _, args: rows.append(args[0].reshape(-1, args[0].shape[-1]).double())
+    )
+    for ids in SEQUENCES:
+        model(input_ids=torch.tensor([ids]))
+    handle.remove()
+    found = run.input_sums(0, {name: layers[0][name]})[name]
+    tokens = torch.cat(rows)
+    torch.testing.assert_close(found.mean_magnitudes, tokens.abs().mean(0), rtol=1e-4, atol=1e-6)
+    assert found.max_magnitudes is not None
+    torch.testing.assert_close(found.max_magnitudes, tokens.abs().amax(0), rtol=1e-4, atol=1e-6)
+    released = InputSums.of_gram(found.gram)
+    assert released.max_magnitudes is None
+    torch.testing.assert_close(
+        released.mean_magnitudes, tokens.square().sum(0).sqrt(), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_layers_that_read_one_input_are_found() -> None:

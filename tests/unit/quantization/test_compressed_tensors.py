@@ -424,3 +424,21 @@ def test_unpacked_gpt2_keeps_its_kind_of_layer() -> None:
     unpack_base(packed)
     assert type(packed.transformer.h[0].attn.c_attn).__name__ == "Conv1D"
     assert torch.allclose(packed(IDS).logits, before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_other_weights_are_stored_as_short_as_they_are(
+    dtype: torch.dtype, tmp_path: Path, tokenizer: Any
+) -> None:
+    """A 16-bit checkpoint computed in float32 takes 16 bits again; every number is kept."""
+    model = make_model("llama", vocab_size=len(tokenizer), **WIDTHS).to(dtype).float()
+    layers = quantize_randomly(model, [(4, 32)])
+    write_compressed_tensors(tmp_path / "q", model, layers, tokenizer)
+    stored = load_file(tmp_path / "q" / "model.safetensors")
+    assert stored["model.embed_tokens.weight"].dtype == dtype
+    config = json.loads((tmp_path / "q" / "config.json").read_text(encoding="utf-8"))
+    assert config["dtype"] == "float32"  # readers compute with the scales as they are
+    loaded = load_model(str(tmp_path / "q")).model
+    for name, parameter in loaded.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, model.get_parameter(name)), name

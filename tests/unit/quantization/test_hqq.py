@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sordino.core.errors import InvalidParameterError
-from sordino.quantization._grid import absmax_scales, dequantize, round_weight
 from sordino.quantization.hqq import hqq, hqq_asymmetric, shrink_errors
+from sordino.quantization.scales import absmax_scales, dequantize, round_weight
 
 
 def heavy_tailed(seed: int, rows: int = 8, columns: int = 64) -> torch.Tensor:

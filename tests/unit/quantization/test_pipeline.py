@@ -12,9 +12,12 @@ from helpers_quantization import make_settings
 from helpers_tiny_models import make_model
 from sordino.core.errors import InvalidParameterError
 from sordino.quantization.calibration import CalibrationRun
+from sordino.quantization.input_scales import place_folds
+from sordino.quantization.methods import METHODS
 from sordino.quantization.pipeline import (
     NOT_REACHED,
     LayerStore,
+    PrivateCalibration,
     matrix_of,
     quantize_blocks,
     select_layers,
@@ -29,7 +32,12 @@ SEQUENCES = [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10], [3, 3, 3, 0, 2], [7, 1, 30, 31, 
 
 
 def run_pipeline(
-    name: str, folder: Path, *, calibrated: bool = True, **changes: Any
+    name: str,
+    folder: Path,
+    *,
+    calibrated: bool = True,
+    layer_bits: dict[str, int] | None = None,
+    **changes: Any,
 ) -> tuple[Any, dict[str, FinishedLayer], dict[str, str]]:
     """Returns a quantized tiny model, its layers and what stayed."""
     model = make_model(name)
@@ -37,11 +45,20 @@ def run_pipeline(
     layers, kept = select_layers(model, settings)
     run = CalibrationRun(model, SEQUENCES, pad_id=0) if calibrated else None
     store = LayerStore(folder, {"model": name, **changes})
-    finished, unreached = quantize_blocks(layers, run, settings, store, advance=lambda _: None)
+    is_folded = METHODS[settings.method].choose_input_scales is not None
+    finished, unreached = quantize_blocks(
+        layers,
+        run,
+        settings,
+        store,
+        advance=lambda _: None,
+        bits=layer_bits,
+        folds=place_folds(model, layers) if is_folded else None,
+    )
     return model, finished, kept | unreached
 
 
-@pytest.mark.parametrize("method", ["nearest", "gptq"])
+@pytest.mark.parametrize("method", ["nearest", "gptq", "hqq"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
 def test_the_model_holds_what_the_codes_stand_for(name: str, method: str, tmp_path: Path) -> None:
     """Layers of both orientations; embeddings and output layer are not touched."""
@@ -52,7 +69,7 @@ def test_the_model_holds_what_the_codes_stand_for(name: str, method: str, tmp_pa
         certificate = item.certificate
         assert certificate is not None
         assert certificate.exact <= certificate.nearest * (1 + 1e-9)
-        assert certificate.order == ("natural" if method == "nearest" else "min-pivot")
+        assert certificate.order == ("min-pivot" if method == "gptq" else "natural")
         assert certificate.damping > 0.0
     assert set(kept.values()) == {"outside the blocks"}
     assert "lm_head" in kept
@@ -70,6 +87,23 @@ def test_gptq_beats_nearest_in_every_layer(tmp_path: Path) -> None:
     for item in finished.values():
         assert item.certificate is not None
         assert item.certificate.exact < item.certificate.nearest
+
+
+def test_layers_may_differ_in_bits(tmp_path: Path) -> None:
+    """Bits by name go before those of the settings, with and without calibration."""
+    for method in ("nearest", "gptq"):
+        model = make_model("llama")
+        settings = make_settings(method=method)
+        layers, _ = select_layers(model, settings)
+        names = [name for block in layers for name in block]
+        bits = {names[0]: 2, names[-1]: 8}
+        run = CalibrationRun(model, SEQUENCES, pad_id=0) if method == "gptq" else None
+        store = LayerStore(tmp_path / method, {})
+        finished, _ = quantize_blocks(
+            layers, run, settings, store, advance=lambda _: None, bits=bits
+        )
+        found = {name: item.layer.bits for name, item in finished.items()}
+        assert found == dict.fromkeys(names, 4) | bits
 
 
 def test_nearest_without_calibration_has_no_certificate(tmp_path: Path) -> None:
@@ -149,7 +183,7 @@ def test_a_released_gram_takes_the_place_of_the_sum(tmp_path: Path) -> None:
         settings,
         LayerStore(tmp_path / "released", {}),
         advance=lambda _: None,
-        release_gram=release,
+        private=PrivateCalibration(release, CalibrationRun(model, [[1, 2]], pad_id=0)),
     )
     assert counts == [len(SEQUENCES)] * 8  # four inputs in each of two blocks
     for name, item in finished.items():
@@ -175,3 +209,82 @@ def test_a_layer_that_no_text_reaches_stays(tmp_path: Path) -> None:
     )
     assert kept == {"model.layers.0.unused": NOT_REACHED}
     assert "model.layers.0.unused" not in finished
+
+
+@pytest.mark.parametrize("method", ["awq", "smoothquant"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
+def test_input_scales_are_folded_and_change_nothing_else(
+    name: str, method: str, tmp_path: Path
+) -> None:
+    """At 8 bits the folded model computes what the plain one does; norms took the scales."""
+    before = make_model(name)
+    model, finished, _ = run_pipeline(name, tmp_path / "p", method=method, bits=8)
+    ids = torch.tensor([SEQUENCES[0]])
+    expected, found = before(input_ids=ids).logits, model(input_ids=ids).logits
+    assert float((found - expected).abs().max()) < 0.05 * float(expected.abs().max())
+    assert any(item.has_scaled_inputs for item in finished.values())
+    for path, item in finished.items():
+        assert torch.equal(matrix_of(model.get_submodule(path)), item.layer.dequantize())
+        assert item.certificate is not None
+        assert item.certificate.damping > 0.0
+    first = "transformer.h.0.ln_1" if name == "gpt2" else "model.layers.0.input_layernorm"
+    assert not torch.equal(model.get_submodule(first).weight, before.get_submodule(first).weight)
+
+
+def effective(plain: Any, model: Any, path: str) -> torch.Tensor:
+    """Returns a folded layer's weight in the inputs and outputs of the plain model."""
+    own = matrix_of(model.get_submodule(path)).clone()
+    block, kind = path.rsplit(".", 2)[0], path.rsplit(".", 1)[-1]
+    norms = {"q_proj": "input", "k_proj": "input", "v_proj": "input"}
+    norms |= {"gate_proj": "post_attention", "up_proj": "post_attention"}
+    if kind in norms:
+        norm = f"{block}.{norms[kind]}_layernorm"
+        own *= model.get_submodule(norm).weight / plain.get_submodule(norm).weight
+    return own
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_awq_beats_nearest_on_the_plain_inputs(bits: int, tmp_path: Path) -> None:
+    """Summed over the layers whose scales went into norms: the guard holds on whole models."""
+    errors = {}
+    for method in ("awq", "nearest"):
+        model, _, _ = run_pipeline("llama", tmp_path / method, method=method, bits=bits)
+        plain = make_model("llama")
+        layers, _ = select_layers(plain, make_settings())
+        kinds = {"q_proj", "k_proj", "v_proj", "gate_proj"}  # up's rows were divided too
+        block = {p: m for p, m in layers[0].items() if p.rsplit(".", 1)[-1] in kinds}
+        sums = CalibrationRun(plain, SEQUENCES, pad_id=0).input_sums(0, block)
+        total = 0.0
+        for path, module in block.items():
+            error = (matrix_of(module) - effective(plain, model, path)).double()
+            total += float(((error @ torch.from_numpy(sums[path].gram)) * error).sum())
+        errors[method] = total
+    assert errors["awq"] <= errors["nearest"]
+
+
+@pytest.mark.parametrize("method", ["awq", "smoothquant"])
+def test_a_folded_run_cut_short_goes_on_to_the_same_model(method: str, tmp_path: Path) -> None:
+    """Norms of finished blocks are folded again, so the second block sees the same inputs."""
+    whole, expected, _ = run_pipeline("llama", tmp_path / "p", method=method)
+    (tmp_path / "p" / "block-0001.safetensors").unlink()
+    resumed, finished, _ = run_pipeline("llama", tmp_path / "p", method=method)
+    for name, item in finished.items():
+        assert torch.equal(item.layer.codes, expected[name].layer.codes)
+        assert item.certificate == expected[name].certificate
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_layers_of_one_input_may_have_different_bits(tmp_path: Path) -> None:
+    """One scale vector for all of them, chosen with the bits of each."""
+    bits = {"model.layers.0.self_attn.q_proj": 8, "model.layers.0.self_attn.k_proj": 2}
+    _, finished, _ = run_pipeline("llama", tmp_path / "p", method="awq", layer_bits=bits)
+    for name, item in finished.items():
+        assert item.layer.bits == bits.get(name, 4)
+
+
+def test_a_model_whose_folds_nobody_checked_is_refused_by_name() -> None:
+    model = make_model("opt")
+    layers, _ = select_layers(model, make_settings())
+    with pytest.raises(InvalidParameterError, match="got 'opt'"):
+        place_folds(model, layers)

@@ -12,15 +12,9 @@ import pytest
 from sordino.core.errors import InvalidDataError
 from sordino.data import Record
 from sordino.mechanisms.candidates import CandidateSubsets
-from sordino.reports import audit_measure
-from sordino.reports.audit_measure import (
-    Material,
-    Rules,
-    Scores,
-    measure,
-    measure_control,
-    plan_control,
-)
+from sordino.reports import audit_control_plan
+from sordino.reports.audit_control_plan import measure_control, plan_control
+from sordino.reports.audit_measure import Material, Rules, Scores, measure
 from sordino.reports.audit_subset import DRAWN, SubsetGame, find_subset_game
 
 if TYPE_CHECKING:
@@ -193,7 +187,7 @@ def test_control_of_a_large_pool_plays_on_a_sample(monkeypatch: pytest.MonkeyPat
     scores = Scores(
         members={"loss": plan.is_trained + np.linspace(0.0, 1.5, 300)}, nonmembers={}, canaries={}
     )
-    monkeypatch.setattr(audit_measure, "score_material", lambda *_, **__: scores)
+    monkeypatch.setattr(audit_control_plan, "score_material", lambda *_, **__: scores)
     nothing: Any = None
     rules = Rules(
         names=["loss"], deciding="loss", num_guesses=0, delta=0.0, significance=0.05, seed=0

@@ -89,6 +89,16 @@ def test_impossible_batch_sizes(batch_size: Any) -> None:
         make_plan(batch_size)
 
 
+def test_shuffled_passes_see_every_record_once() -> None:
+    """But for less than a batch, which is left over; the next pass has another order."""
+    plan = BatchPlan([5] * 11, batch_size=3, tokens_per_batch=99, seed=2, is_shuffled=True)
+    passes = [[records_of(plan, step) for step in range(n, n + 3)] for n in (0, 3)]
+    for one in passes:
+        seen = [record for step in one for record in step]
+        assert len(seen) == len(set(seen)) == 9
+    assert passes[0] != passes[1]
+
+
 @pytest.mark.parametrize("settings", [{}, {"mutual_information": 0.1}], ids=["zpl", "mi"])
 def test_sampling_is_named_and_amplifies_nothing(
     settings: dict[str, Any], tmp_path: Path, tiny_model: Path

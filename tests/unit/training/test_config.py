@@ -12,6 +12,7 @@ import torch
 from sordino.core.errors import InvalidParameterError
 from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.training.config import RECIPES, SCHEDULES, TuneConfig, find_recipe
+from sordino.training.dp_plan import DpOptions
 from sordino.training.setup import find_perturbation
 
 GOOD: dict[str, Any] = {
@@ -136,6 +137,24 @@ def test_learning_rates(schedule: str, expected: list[float]) -> None:
     assert set(SCHEDULES) == {"constant", "linear", "cosine"}
 
 
+def test_warm_up_rises_in_equal_parts_to_the_schedule() -> None:
+    """No step has a learning rate of zero, and the first step after the rise has the full one."""
+    rates = TuneConfig(**GOOD | {"num_steps": 7, "warmup_steps": 3}).learning_rates
+    assert rates == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.375, 0.25, 0.125], rel=1e-15)
+    with pytest.raises(InvalidParameterError, match="warmup_steps"):
+        TuneConfig(**GOOD | {"num_steps": 3, "warmup_steps": 3})
+
+
+def test_shuffled_passes_need_a_public_batch() -> None:
+    """Differential privacy draws in secret, and without a batch size there is nothing to order."""
+    TuneConfig(**GOOD | {"batch_order": "shuffled", "batch_size": 4})
+    with pytest.raises(InvalidParameterError, match="--batch-order shuffled"):
+        TuneConfig(**GOOD | {"batch_order": "shuffled"})
+    dp = {"guarantee": "dp", "dp": DpOptions(epsilon=1.0), "batch_size": 4}
+    with pytest.raises(InvalidParameterError, match="--batch-order shuffled"):
+        TuneConfig(**GOOD | dp | {"batch_order": "shuffled"})
+
+
 @pytest.mark.parametrize("value", [*NOT_NUMBERS, -1e-300, -0.5])
 def test_budget_must_be_a_number_of_nats(value: float) -> None:
     """NaN, infinite and negative budgets are refused."""
@@ -207,6 +226,7 @@ def test_seed(value: object) -> None:
         "adapter",
         "direction_kind",
         "learning_rate_schedule",
+        "batch_order",
     ],
 )
 def test_choices(field: str) -> None:

@@ -10,7 +10,8 @@ import torch
 from scipy.stats import chi2
 
 from helpers_tiny_models import END, VOCABULARY, make_model
-from sordino.attacks.generation import (
+from sordino.core.errors import InvalidParameterError, PrecisionError
+from sordino.gradients.generation import (
     Decoding,
     _Chooser,
     _generator,
@@ -18,7 +19,6 @@ from sordino.attacks.generation import (
     generate_texts,
     keep_likeliest,
 )
-from sordino.core.errors import InvalidParameterError, PrecisionError
 from sordino.gradients.objectives import LanguageModel
 from sordino.models import add_lora, trainable_tensors
 
@@ -202,3 +202,44 @@ def test_vocabulary_is_covered() -> None:
         model, Decoding(max_new_tokens=1, temperature=100.0, top_k=0), prompts=[[5]] * 600
     )
     assert len(set(texts.values())) > VOCABULARY // 2
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "gemma3", "falcon"])
+def test_a_shared_beginning_is_read_once_and_changes_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Different lengths behind it; models with sliding windows read it with every text."""
+    model = make_model(name, seed=3)
+    beginning = list(range(1, 35))
+    prompts = [[*beginning, *rest] for rest in ([5], [17, 3, 8, 8], [], [12, 13])]
+    alone = written(model, prompts=prompts, tokens_per_batch=1)
+    passes = []
+    decoder = type(model.get_decoder())
+    forward = decoder.forward
+
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        ids = options.get("input_ids")
+        passes.append(None if ids is None else tuple(ids.shape))
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(decoder, "forward", counted)
+    assert written(model, prompts=prompts) == alone
+    is_shared = (1, 33) in passes  # one token of the shortest prompt is left
+    assert is_shared == (not name.startswith("gemma"))
+
+
+def test_a_text_ends_where_it_is_finished() -> None:
+    """Each for itself: the others go on; padding behind the end is no part of the text."""
+    model = make_model("llama", seed=3)
+    plain = written(model)
+    seen: list[str] = []
+
+    def is_finished(text: str) -> bool:
+        seen.append(text)
+        return len(text.split()) == 2
+
+    cut = written(model, is_finished=is_finished)
+    assert cut == {number: " ".join(text.split()[:2]) for number, text in plain.items()}
+    some = written(model, is_finished=lambda text: text == " ".join(plain[0].split()[:3]))
+    assert some == plain | {0: " ".join(plain[0].split()[:3])}
+    assert max(len(text.split()) for text in seen) == 2  # a finished text is not asked about again

@@ -17,7 +17,7 @@ import torch
 
 from sordino.core.checks import require_in_range, require_integer
 from sordino.core.errors import InvalidParameterError, PrecisionError
-from sordino.data._tokens import start_tokens, tokenize
+from sordino.data._tokens import common_prefix, start_tokens, tokenize
 from sordino.data.collate import plan_batches
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sordino.gradients.objectives import LanguageModel
 
+_FEWEST_SHARED = 32  # tokens at the beginning of all prompts that are worth a pass of their own
 _MOST_TEXTS_AT_ONCE = 128  # bounds the logits of a step: 25 MB with 49,152 tokens
 
 
@@ -84,6 +85,7 @@ def generate_texts(
     context_length: int,
     seed: int,
     tokens_per_batch: int = 4096,
+    is_finished: Callable[[str], bool] | None = None,
     advance: Callable[[int], None] = ignore_progress,
 ) -> Iterator[tuple[int, str]]:
     """Yields the number of each prompt and its continuation, in the order of batches.
@@ -99,6 +101,8 @@ def generate_texts(
         context_length: Longest input with continuation, in tokens.
         seed: Public.
         tokens_per_batch: Bounds the cache: prompts and continuations of a batch together.
+        is_finished: Whether a continuation so far needs no further token; None: only the end token
+            finishes it.
         advance: Called with the number of texts of each finished batch.
 
     Raises:
@@ -122,7 +126,8 @@ def generate_texts(
             _end_tokens(language_model, tokenizer),
             [kept[index] for index in batch],
             decoding,
-            [_generator(seed, index) for index in batch],
+            generators=[_generator(seed, index) for index in batch],
+            stopper=_Stopper(tokenizer, is_finished, len(batch)),
         )
         texts = tokenizer.batch_decode(
             rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -154,6 +159,39 @@ class _Chooser:
         return scores - noise.clamp_min(tiny).log().to(scores.device)
 
 
+class _Stopper:
+    """Finishes texts before their end token; called as transformers' stopping criteria."""
+
+    def __init__(
+        self, tokenizer: Any, is_finished: Callable[[str], bool] | None, num_texts: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._is_finished = is_finished
+        self._width: int | None = None
+        self.lengths: list[int | None] = [None] * num_texts  # in new tokens; None: not finished
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        scores: torch.Tensor,  # noqa: ARG002 - the interface
+        **_: Any,
+    ) -> torch.Tensor:
+        """Returns which texts are finished, shape (batch_size,)."""
+        if self._width is None:
+            self._width = input_ids.shape[1] - 1  # the first call comes after the first token
+        if self._is_finished is not None:
+            going = [row for row, length in enumerate(self.lengths) if length is None]
+            texts = self._tokenizer.batch_decode(
+                [input_ids[row, self._width :].tolist() for row in going],
+                clean_up_tokenization_spaces=False,
+            )
+            for row, text in zip(going, texts, strict=True):
+                if self._is_finished(text):
+                    self.lengths[row] = input_ids.shape[1] - self._width
+        is_done = [length is not None for length in self.lengths]
+        return torch.tensor(is_done, device=input_ids.device)
+
+
 def keep_likeliest(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
     """Returns the logits with all but the likeliest tokens at minus infinity.
 
@@ -180,24 +218,61 @@ def _continue(
     end_tokens: Sequence[int],
     prompts: Sequence[list[int]],
     decoding: Decoding,
+    *,
     generators: Sequence[torch.Generator],
+    stopper: _Stopper,
 ) -> list[list[int]]:
-    """Returns the tokens after each prompt, up to the end token."""
+    """Returns the tokens after each prompt, up to the end token or where it is finished."""
     width = max(map(len, prompts))
+    shared = _num_shared(prompts)
     input_ids = torch.full((len(prompts), width), model.pad_token_id)
     mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):  # on the left: generation continues at the right end
-        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
     with torch.no_grad(), _plain_settings(model, end_tokens, decoding.max_new_tokens):
+        cache = _read_once(model, prompts[0][:shared], len(prompts)) if shared else None
+        kept = 0 if cache is None else shared
+        # on the left, after what is shared: generation continues at the right end
+        for row, prompt in enumerate(prompts):
+            start = width - len(prompt) + kept
+            input_ids[row, :kept] = torch.tensor(prompt[:kept])
+            input_ids[row, start:] = torch.tensor(prompt[kept:])
+            mask[row, :kept] = mask[row, start:] = 1
         output = model.causal_lm.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
+            past_key_values=cache,
             logits_processor=[_Chooser(decoding, generators)],
+            stopping_criteria=[stopper],
         )
-    rows = output[:, width:].tolist()
+    rows = [row[:end] for row, end in zip(output[:, width:].tolist(), stopper.lengths, strict=True)]
     ends = [next((i for i, t in enumerate(row) if t in end_tokens), len(row)) for row in rows]
     return [row[:end] for row, end in zip(rows, ends, strict=True)]
+
+
+def _num_shared(prompts: Sequence[list[int]]) -> int:
+    """Returns how many tokens all prompts begin with, 0 where it is not worth while.
+
+    At least one token of each prompt is left: its scores are needed.
+    """
+    first, last = min(prompts), max(prompts)  # in the order of dictionaries: most different
+    shared = min(common_prefix(first, last), min(map(len, prompts)) - 1)
+    return shared if len(prompts) > 1 and shared >= _FEWEST_SHARED else 0
+
+
+def _read_once(model: LanguageModel, prefix: list[int], num_texts: int) -> Any:
+    """Returns a cache of tokens that all texts begin with, or None where there is none.
+
+    Sliding windows would count the padding that comes to stand behind these tokens, and recurrent
+    states cannot skip it: only models whose every layer attends to all tokens.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache(config=model.causal_lm.config)
+    if not all(type(layer) is DynamicLayer for layer in cache.layers):
+        return None
+    input_ids = torch.tensor([prefix], device=model.device)
+    model.causal_lm.get_decoder()(input_ids=input_ids, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(num_texts)
+    return cache
 
 
 @contextmanager

@@ -1,0 +1,149 @@
+"""How a small model learns access rights: what it gets right over the number of records.
+
+Run: python benchmarks/access_tuning.py --output FOLDER [--sizes 0 100 400 1000] [--rates 1e-3]
+     [--seeds 0] [--test-questions 200] [--records-seed 1]
+
+The embedded model in 4 bits, LoRA of rank 32 on attention and feed-forward, one epoch of 8 records
+a step, linear decay. Questions to measure are about another company, in other wordings; the same
+ones for every row. One line of JSON a finished row in FOLDER/rows.jsonl: a second call goes on
+after it, and prints the table of all rows. To choose a learning rate, give several with one size.
+
+The embedded model comes from a 4-bit file, so rounding its weights to a 4-bit grid costs less than
+it would cost another model. 200 questions leave wide intervals: they are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sordino.access.examples import choose_questions
+from sordino.access.forgetting import compare_items, make_items
+from sordino.access.generate import generate, read_questions
+from sordino.access.results import compute_clauses
+from sordino.attacks.subject import open_subject
+from sordino.models import choose_compute_dtype
+from sordino.reports.access_tune import measure, tune
+
+_SHOWN = ("correct", "leak", "false_refusal", "wrong", "wrong_format")
+
+
+def measure_row(run: Path, test: list[Any], *, is_base: bool) -> dict[str, Any]:
+    """Returns rates and items of a run, or of the base that it started from."""
+    dtype = choose_compute_dtype("auto", "cpu")
+    subject = open_subject(str(run), base="embedded", dtype=dtype)
+    if is_base:
+        with subject.base():
+            answers, items = measure(subject, test, make_items())
+    else:
+        answers, items = measure(subject, test, make_items())
+    clauses = asdict(compute_clauses(answers))
+    kinds: dict[str, list[int]] = {}
+    for answer in answers:
+        kinds.setdefault(answer.questionnaire, []).append(answer.grading.grade)
+    return {"clauses": clauses, "grades": kinds, "items": [bool(right) for right in items]}
+
+
+def tune_row(folder: Path, run: Path, size: int, rate: float, seed: int) -> float:
+    """Tunes a run, and returns the processor's seconds."""
+    began = time.process_time()
+    tune(
+        model="embedded",
+        questions=folder / "questions" / "train",
+        output=run,
+        records=size,
+        test_questions=0,
+        forgetting=False,
+        learning_rate=rate,
+        seed=seed,
+        device="cpu",
+    )
+    return time.process_time() - began
+
+
+def finished(rows: Path) -> list[dict[str, Any]]:
+    if not rows.exists():
+        return []
+    return [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+
+
+def done_rows(folder: Path) -> set[tuple[int, float, int]]:
+    return {(row["size"], row["rate"], row["seed"]) for row in finished(folder / "rows.jsonl")}
+
+
+def add(folder: Path, row: dict[str, Any], found: dict[str, Any]) -> None:
+    with (folder / "rows.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row | found) + "\n")
+
+
+def make_rows(arguments: argparse.Namespace, folder: Path) -> None:
+    """Makes the rows that are not there yet."""
+    everything = read_questions(folder / "questions" / "test")
+    test = choose_questions(everything, arguments.test_questions, seed=0)
+    for seed in arguments.seeds:
+        for rate in arguments.rates:
+            for size in sorted(arguments.sizes):
+                if size == 0 or (size, rate, seed) in done_rows(folder):
+                    continue
+                run = folder / "run"
+                for path in (run, folder / "run.private"):  # of a call that was cut short
+                    shutil.rmtree(path, ignore_errors=True)
+                seconds = tune_row(folder, run, size, rate, seed)
+                if 0 in arguments.sizes and (0, 0.0, 0) not in done_rows(folder):
+                    found = measure_row(run, test, is_base=True)
+                    add(folder, {"size": 0, "rate": 0.0, "seed": 0, "seconds": 0.0}, found)
+                row = {"size": size, "rate": rate, "seed": seed, "seconds": seconds}
+                add(folder, row, measure_row(run, test, is_base=False))
+                print_table(folder)
+
+
+def print_table(folder: Path) -> None:
+    """Prints all rows so far."""
+    rows = sorted(
+        finished(folder / "rows.jsonl"), key=lambda row: (row["rate"], row["seed"], row["size"])
+    )
+    base = next((row for row in rows if row["size"] == 0), None)
+    print("records | rate | seed | " + " | ".join(_SHOWN) + " | general items | cpu s")
+    for row in rows:
+        cells = []
+        for name in _SHOWN:
+            rate = row["clauses"][name]
+            ends = f"{rate['lower']:.3f}-{rate['upper']:.3f}"
+            cells.append(f"{rate['count'] / rate['total']:.3f} ({ends})")
+        lost = ""
+        if base is not None and row is not base:
+            change = compare_items(make_items(), base["items"], row["items"])
+            ends = f"{-change.upper:+.1f} to {-change.lower:+.1f}"
+            lost = f" ({-change.lost_points:+.1f} points, {ends})"
+        general = f"{sum(row['items'])}/{len(row['items'])}{lost}"
+        shown = [row["size"], f"{row['rate']:g}", row["seed"], *cells, general]
+        print(" | ".join(map(str, [*shown, f"{row['seconds']:.0f}"])), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[0, 100, 400, 1000])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--test-questions", type=int, default=200)
+    parser.add_argument("--records-seed", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = arguments.output
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "questions").exists():
+        generate(output=folder / "questions", seed=arguments.records_seed, questions=100)
+    make_rows(arguments, folder)
+    print_table(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+"""`sordino access tune`: a model learns who may know what, measured before and after.
+
+The records are questions whose answers come from the policy; `sordino tune` learns them. The
+measurements are on another company and other wordings.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typing_extensions import Doc
+
+from sordino.access.evaluate import MAX_NEW_TOKENS, answer_questions, grade_answers
+from sordino.access.examples import choose_questions, make_records, require_apart, write_records
+from sordino.access.forgetting import answer_items, compare_items, make_items
+from sordino.access.generate import read_questions
+from sordino.access.results import compare_models, compute_clauses
+from sordino.attacks.subject import open_subject
+from sordino.core.checks import require_integer, require_non_negative
+from sordino.core.errors import InvalidParameterError
+from sordino.ledger.certificate import describe_certificate
+from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
+from sordino.models import LoadedModel, choose_compute_dtype, load_model
+from sordino.training import options  # noqa: TC001 - read when the command line is made
+from sordino.training.run_folder import RunFolder
+from sordino.training.tune import tune as tune_model
+from sordino.training.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sordino.access.forgetting import Forgetting, Item
+    from sordino.access.questions import Question
+    from sordino.access.results import Clauses, GradedAnswer, PairedTest, Rate
+    from sordino.attacks.subject import Subject
+    from sordino.ledger.certificate import Certificate
+
+LORA_TARGETS = (
+    *("q_proj", "k_proj", "v_proj", "o_proj"),
+    *("gate_proj", "up_proj", "down_proj"),
+)
+SCOPE = (
+    (
+        "A certificate covers the records used in training. Records in a prompt are not training "
+        "records: no training epsilon bounds the leak rates of this table."
+    ),
+    (
+        "A tuned model alone is not access control: filter records before they reach the prompt, "
+        "and check answers with the guard."
+    ),
+)
+_TRAIN, _RESULT = "access_train.PRIVATE.jsonl", "access.PRIVATE.json"
+_CLAUSES = {
+    "correct": "correct",
+    "leak": "leaked, of forbidden",
+    "leak_in_braces": "leaked in the braces",
+    "false_refusal": "refused, of allowed",
+    "wrong": "wrong or invented",
+    "wrong_format": "out of format",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccessTuneResult:
+    """A tuned model and what it can do.
+
+    Args:
+        output: The run folder.
+        certificate: What is guaranteed about the records used in training.
+        num_train: Questions learned.
+        num_test: Questions measured, before and after.
+        before: Rates of the four clauses; None without a test.
+        after: The same.
+        change: Questions answered rightly before and after; None without a test.
+        forgetting: What general questions lost; None where it was not measured.
+    """
+
+    output: Path
+    certificate: Certificate
+    num_train: int
+    num_test: int
+    before: Clauses | None
+    after: Clauses | None
+    change: PairedTest | None
+    forgetting: Forgetting | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the fields for JSON."""
+        fields = asdict(replace(self, certificate=None))  # type: ignore[arg-type]
+        certificate = json.loads(self.certificate.to_bytes())
+        return fields | {"output": str(self.output), "certificate": certificate}
+
+    def lines(self) -> list[str]:
+        """Returns the table before and after, what was forgotten, and the certificate."""
+        lines = [f"Tuned on {self.num_train} questions."]
+        if self.before is not None and self.after is not None and self.change is not None:
+            change = self.change
+            lines += [
+                f"On {self.num_test} questions about another company, in other wordings (95%):",
+                f"  {'':<22}{'before':>24}{'after':>24}",
+                *_rows(self.before, self.after),
+                (
+                    f"  Rightly answered only before: {change.only_first}, only after: "
+                    f"{change.only_second} (McNemar, exact: p = {change.p_value:.2g})."
+                ),
+            ]
+        if self.forgetting is not None:
+            lines += _forgetting_lines(self.forgetting)
+        return [
+            *lines,
+            *SCOPE,
+            "",
+            "Certificate:",
+            *[f"  {line}" for line in describe_certificate(self.certificate)],
+            f"The run lies in {self.output}. Check it: sordino verify {self.output}",
+        ]
+
+
+def tune(
+    *,
+    model: options.Model,
+    questions: Annotated[
+        Path, Doc("Folder of questions to tune on: OUTPUT/train of `sordino access generate`.")
+    ],
+    output: options.Output,
+    test: Annotated[
+        Path | None, Doc("Folder of questions to measure; default: the folder test beside.")
+    ] = None,
+    records: Annotated[int | None, Doc("Questions to tune on; default: all.")] = None,
+    test_questions: Annotated[
+        int, Doc("Questions to measure before and after; 0 measures nothing.")
+    ] = 200,
+    forgetting: Annotated[bool, Doc("Measure general questions before and after.")] = True,
+    rationale_share: Annotated[
+        float, Doc("Share of the answers that begin with a short reason.")
+    ] = 0.75,
+    violation_penalty: Annotated[
+        float, Doc("Weight of the penalty on the probability of a forbidden value's tokens.")
+    ] = 0.0,
+    epsilon: Annotated[
+        float | None,
+        Doc("Differential privacy of the records used in training, in nats; default: none."),
+    ] = None,
+    delta: options.Delta = None,
+    clip: Annotated[float | None, Doc("With --epsilon: bound on a record's gradient norm.")] = None,
+    epochs: Annotated[int, Doc("Passes over the questions.")] = 1,
+    batch_size: Annotated[
+        int, Doc("Questions a step; with --epsilon: expected, drawn in secret.")
+    ] = 8,
+    learning_rate: Annotated[float, Doc("Small models may need ten times as much.")] = 2e-5,
+    learning_rate_schedule: options.LearningRateSchedule = "linear",
+    warmup_steps: options.WarmupSteps = 5,
+    weight_decay: options.WeightDecay = 0.01,
+    base_bits: Annotated[
+        int, Doc("Bits of a frozen weight: 4 or 8; 0 leaves the base as it is.")
+    ] = 4,
+    lora_rank: options.LoraRank = 32,
+    lora_alpha: options.LoraAlpha = 32.0,
+    lora_targets: Annotated[
+        list[str] | None, Doc("Linear layers to adapt; default: attention and feed-forward.")
+    ] = None,
+    max_new_tokens: Annotated[int, Doc("Longest answer.")] = MAX_NEW_TOKENS,
+    seed: Annotated[int, Doc("Public seed of the adapter and of what is chosen.")] = 0,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    tokens_per_batch: options.TokensPerBatch = 2048,
+    resume: options.Resume = False,
+) -> AccessTuneResult:
+    """Tunes a model on questions whose right answers come from a policy, measured before and after.
+
+    Labels and reasons come from the policy, never from another model. The questions measured are
+    about another company, in other wordings. What holds values of records lies beside the run
+    folder, for the data holder only.
+
+    Returns:
+        The run, its certificate, rates before and after, and what was forgotten.
+
+    Raises:
+        InvalidParameterError: If a setting is out of range or contradicts another one.
+        InvalidDataError: If the questions cannot be used, or share a company or a wording.
+        ModelUnavailableError: If the model cannot be loaded.
+
+    Source:
+        arXiv:2601.20901, the recipe of supervised tuning; texts and labels are our own.
+
+    Example:
+        sordino access tune --model embedded --questions questions/train --output run
+    """
+    if epsilon is None and (delta is not None or clip is not None):
+        raise InvalidParameterError(
+            "--delta and --clip are for --epsilon: give it too, or neither."
+        )
+    require_non_negative("violation_penalty", violation_penalty)
+    folder = RunFolder(Path(output))
+    if not resume:
+        folder.require_new()
+    learned = _choose(read_questions(questions), records, seed)
+    measured = []
+    if require_integer("test_questions", test_questions, 0) > 0:
+        others = read_questions(test if test is not None else Path(questions).parent / "test")
+        require_apart(learned, others)
+        # the same ones for every seed, so that runs can be compared
+        measured = choose_questions(others, min(test_questions, len(others)), seed=0)
+    recipe = make_recipe(
+        len(learned),
+        epsilon=epsilon,
+        delta=delta,
+        clip=clip,
+        epochs=epochs,
+        batch_size=batch_size,
+        warmup_steps=warmup_steps,
+    )
+    workers = Workers.start(device)
+    dtype_used = choose_compute_dtype(dtype, workers.device)
+    # the tokenizer is all that is needed of the model here
+    tokenizer = load_model(model, dtype=dtype_used).tokenizer
+    rows = make_records(learned, tokenizer, rationale_share=rationale_share, seed=seed)
+    with _training_file(folder, rows, workers) as train:
+        result = tune_model(
+            model=model,
+            train=train,
+            output=folder.path,
+            estimator="first-order",
+            optimizer="adamw",
+            learning_rate=learning_rate,
+            learning_rate_schedule=learning_rate_schedule,
+            weight_decay=weight_decay,
+            violation_penalty=violation_penalty,
+            base_bits=base_bits or None,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_targets=lora_targets or list(LORA_TARGETS),
+            lora_factors="both",
+            seed=seed,
+            dtype=str(dtype_used).removeprefix("torch."),
+            device=device,
+            tokens_per_batch=tokens_per_batch,
+            resume=resume and folder.is_begun,
+            **recipe,
+        )
+    subject = open_subject(str(folder.path), base=model, dtype=dtype_used, device=workers.device)
+    items = make_items() if forgetting else []
+    with subject.base():
+        before, items_before = measure(subject, measured, items, max_new_tokens=max_new_tokens)
+    after, items_after = measure(subject, measured, items, max_new_tokens=max_new_tokens)
+    made = AccessTuneResult(
+        output=folder.path,
+        certificate=result.certificate,
+        num_train=len(learned),
+        num_test=len(measured),
+        before=compute_clauses(before) if measured else None,
+        after=compute_clauses(after) if measured else None,
+        change=compare_models(before, after) if measured else None,
+        forgetting=compare_items(items, items_before, items_after) if items else None,
+    )
+    content = json.dumps(made.as_dict(), indent=1, allow_nan=False).encode()
+    workers.from_main(
+        lambda: replace_file(folder.private / _RESULT, content, mode=PRIVATE_FILE_MODE)
+    )
+    return made
+
+
+@contextmanager
+def _training_file(
+    folder: RunFolder, rows: Sequence[dict[str, Any]], workers: Workers
+) -> Iterator[Path]:
+    """Yields the file to learn, beside the run; a run that never began takes it away again."""
+    path = folder.private / _TRAIN
+
+    def write() -> None:
+        folder.private.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
+        write_records(path, rows)
+
+    workers.from_main(write)
+    try:
+        yield path
+    finally:
+        if workers.is_main and not folder.is_begun:
+            path.unlink(missing_ok=True)
+            if not any(folder.private.iterdir()):
+                folder.private.rmdir()
+
+
+def make_recipe(
+    num_records: int,
+    *,
+    epsilon: float | None = None,
+    delta: float | None = None,
+    clip: float | None = None,
+    epochs: int = 1,
+    batch_size: int = 8,
+    warmup_steps: int = 5,
+) -> dict[str, Any]:
+    """Returns the arguments of `tune` that depend on the number of records and on the guarantee.
+
+    Every record is seen once an epoch, but for less than a batch that is left over; with
+    differential privacy it is drawn once an epoch on average.
+
+    Raises:
+        InvalidParameterError: If a number is out of range.
+    """
+    require_integer("epochs", epochs, 1)
+    size = min(require_integer("batch_size", batch_size, 1), num_records)
+    num_steps = epochs * (num_records // size)
+    recipe: dict[str, Any] = {
+        "num_steps": num_steps,
+        "batch_size": size,
+        "warmup_steps": min(require_integer("warmup_steps", warmup_steps, 0), num_steps - 1),
+    }
+    if epsilon is None:
+        return recipe | {"guarantee": "none", "batch_order": "shuffled"}
+    return recipe | {"guarantee": "dp", "epsilon": epsilon, "delta": delta, "clip": clip}
+
+
+def measure(
+    subject: Subject,
+    questions: Sequence[Question],
+    items: Sequence[Item] = (),
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> tuple[list[GradedAnswer], list[bool]]:
+    """Returns a model's graded answers, and which general items it answers rightly.
+
+    Inside of `subject.base()` they are the base's.
+    """
+    loaded = LoadedModel(
+        model=subject.tuned.causal_lm,
+        tokenizer=subject.tokenizer,
+        source=subject.source,
+        fingerprint=subject.fingerprint,
+    )
+    answers = answer_questions(loaded, questions, max_new_tokens=max_new_tokens)
+    return grade_answers(questions, answers), answer_items(loaded, items)
+
+
+def _choose(questions: list[Question], count: int | None, seed: int) -> list[Question]:
+    """Returns the questions to learn; None takes all."""
+    return questions if count is None else choose_questions(questions, count, seed=seed)
+
+
+def _rows(before: Clauses, after: Clauses) -> list[str]:
+    """Returns the rows of the table."""
+    return [
+        f"  {label:<22}{_cell(getattr(before, name)):>24}{_cell(getattr(after, name)):>24}"
+        for name, label in _CLAUSES.items()
+    ]
+
+
+def _cell(rate: Rate | None) -> str:
+    """Returns a share with its interval, in percent."""
+    if rate is None:
+        return "none asked"
+    return f"{rate.share:.1%} ({rate.lower:.1%}-{rate.upper:.1%})"
+
+
+def _forgetting_lines(found: Forgetting) -> list[str]:
+    """Returns what was forgotten, in words."""
+    groups = ", ".join(
+        f"{name} {before} to {after} of {total}"
+        for name, (before, after, total) in found.groups.items()
+    )
+    return [
+        (
+            f"General questions: {found.before.share:.1%} before, {found.after.share:.1%} after, "
+            f"{found.lost_points:+.1f} points lost (95% interval {found.lower:+.1f} to "
+            f"{found.upper:+.1f}; McNemar, exact: p = {found.p_value:.2g})."
+        ),
+        f"  {groups}.",
+    ]

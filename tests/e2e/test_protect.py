@@ -1,0 +1,146 @@
+"""`--protect`: groups are measured one by one, and bits follow what they carry."""
+
+from __future__ import annotations
+
+import json
+import stat
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import sordino
+from helpers_runs import sentiment_rows, write_jsonl
+from sordino.core.errors import InvalidDataError, InvalidParameterError
+from sordino.quantization.pipeline import matrix_of
+from sordino.quantization.source import open_source
+from sordino.reports import protection
+from sordino.reports.protect import ProtectSettings, choose_bits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NUM = 24
+GROUP = 8
+
+
+@pytest.fixture(scope="module")
+def files(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run that learned its records by heart, others, and public text."""
+    folder = tmp_path_factory.mktemp("protect")
+    write_jsonl(folder / "members.jsonl", sentiment_rows(NUM))
+    write_jsonl(folder / "others.jsonl", sentiment_rows(NUM, start=NUM))
+    words = [{"text": row["text"]} for row in sentiment_rows(12, start=2 * NUM)]
+    write_jsonl(folder / "public.jsonl", words)
+    sordino.tune(
+        model=str(tiny_model),
+        train=folder / "members.jsonl",
+        output=folder / "run",
+        guarantee="none",
+        estimator="first-order",
+        optimizer="adamw",
+        num_steps=6,
+        learning_rate=0.02,
+        lora_rank=4,
+        dtype="float32",
+        device="cpu",
+    )
+    return {"folder": folder, "base": str(tiny_model)}
+
+
+def settings_of(files: dict[str, Any], **changes: Any) -> ProtectSettings:
+    folder = files["folder"]
+    found: dict[str, Any] = {
+        "members": folder / "members.jsonl",
+        "nonmembers": folder / "others.jsonl",
+        "public": folder / "public.jsonl",
+        "budget": None,
+        "tolerance": 0.01,
+        "base": files["base"],
+    }
+    return ProtectSettings(**(found | changes))
+
+
+def run_protect(files: dict[str, Any], output: Path, **changes: Any) -> tuple[Any, Any]:
+    source = str(files["folder"] / "run")
+    opened = open_source(source, base=files["base"])
+    layers = {
+        name: module
+        for name, module in opened.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    before = {name: matrix_of(module).clone() for name, module in layers.items()}
+    found = choose_bits(
+        source, opened, layers, settings_of(files, **changes), group_size=GROUP, folder=output
+    )
+    for name, module in layers.items():
+        assert torch.equal(matrix_of(module), before[name])
+        assert not module.weight.requires_grad
+    return found, layers
+
+
+def test_bits_follow_roles_within_the_budget(files: dict[str, Any], tmp_path: Path) -> None:
+    """The plan keeps its budget; every other plan stands beside it, in a private file and page."""
+    found, layers = run_protect(files, tmp_path / "p")
+    record = json.loads(found.record.read_text())
+    assert found.bits == record["bits"]
+    assert set(found.bits) == set(layers)
+    frontier = {point["name"]: point for point in record["frontier"]}
+    assert len(frontier) == 1 + 3 + 1 + 5 + 1
+    chosen = frontier["differentiated"]["num_bytes"]
+    assert chosen <= record["budget_bytes"] == frontier["4 bits"]["num_bytes"]
+    assert {frontier[f"random {k}"]["num_bytes"] for k in range(1, 6)} == {chosen}
+    whole = frontier["not quantized"]
+    assert whole["num_bytes"] == 2 * sum(matrix_of(m).numel() for m in layers.values())
+    assert frontier["2 bits"]["perplexity"] > frontier["8 bits"]["perplexity"]
+    assert frontier["8 bits"]["perplexity"] == pytest.approx(whole["perplexity"], rel=0.02)
+    roles = {name: group["role"] for group in record["groups"] for name in group["layers"]}
+    for name, bits in found.bits.items():
+        if roles[name] == "sensitive":
+            assert bits == 2
+        if roles[name] in {"functional", "both"}:
+            assert bits == 8
+    for path in found.record.parent.iterdir():
+        assert "PRIVATE" in path.name
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    page = found.page.read_text()
+    assert "<script" not in page
+    assert page.count('<svg class="drawing') == 2
+    assert all(name in page for name in frontier)
+
+
+def test_finished_groups_are_not_measured_again(
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut short after two groups, and with a torn last line, it goes on to the same scores."""
+    whole, _ = run_protect(files, tmp_path / "whole")
+    groups = json.loads(whole.record.read_text())["groups"]
+    real, calls = protection.probe, []
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(protection, "probe", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run_protect(files, tmp_path / "cut")
+    (path,) = (tmp_path / "cut").glob("groups-*")
+    path.write_bytes(path.read_bytes() + b'{"name": "mod')
+    calls.clear()
+    monkeypatch.setattr(protection, "probe", lambda *a: (calls.append(1), real(*a))[1])
+    again, _ = run_protect(files, tmp_path / "cut")
+    found = json.loads(again.record.read_text())
+    assert found["groups"] == groups
+    assert len(calls) == 1 + len(groups) - 2 + len(found["frontier"])
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_what_cannot_be_protected_is_refused(files: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InvalidParameterError, match=r"budget_bytes must be at least [\d,]+"):
+        run_protect(files, tmp_path / "p", budget=10)
+    members = files["folder"] / "members.jsonl"
+    with pytest.raises(InvalidDataError, match=r"at least 8 members .* got 0 and 0 different"):
+        run_protect(files, tmp_path / "p", nonmembers=members)
+    assert not (tmp_path / "p").exists()

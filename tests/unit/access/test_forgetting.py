@@ -1,0 +1,93 @@
+"""The fixed set of general questions, and how a loss is told."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from helpers_tiny_models import make_model
+from sordino.access.forgetting import Item, answer_items, compare_items, make_items
+from sordino.core.errors import InvalidParameterError
+from sordino.models import LoadedModel
+
+
+def test_the_set_is_fixed_and_fair() -> None:
+    """Four different answers each, the right ones right, and no question twice."""
+    items = make_items()
+    assert items == make_items()
+    assert Counter(item.group for item in items) == {"arithmetic": 48, "format": 36, "facts": 40}
+    for item in items:
+        assert len({item.right, *item.wrong}) == 4
+    for item in (item for item in items if item.group == "arithmetic"):
+        a, b = map(int, re.findall(r"\d+", item.question))
+        is_less = re.search(r"gives .* away|loses|minus", item.question)
+        assert int(item.right) == (a - b if is_less else a + b)
+        assert not {str(a), str(b)} & {*item.wrong}
+        assert all(len(answer) == 1 for answer in (item.right, *item.wrong))
+
+
+class _Tokenizer:
+    """Letters as tokens; what the items are asked with is kept."""
+
+    pad_token_id = 0
+    bos_token_id = None
+    chat_template = None
+
+    def __call__(self, texts: Any, **_: Any) -> dict[str, Any]:
+        if isinstance(texts, str):
+            return {"input_ids": self._ids(texts)}
+        return {"input_ids": [self._ids(text) for text in texts]}
+
+    @staticmethod
+    def _ids(text: str) -> list[int]:
+        return [1 + ord(sign) % 39 for sign in text]
+
+
+def test_the_likeliest_answer_counts() -> None:
+    """By mean log-likelihood of its tokens, one by one and in any batches."""
+    model, tokenizer = make_model("llama", max_position_embeddings=256), _Tokenizer()
+    loaded = LoadedModel(model, tokenizer, "tiny", "0")
+    items = [Item("facts", "x?", "yes", ("no", "maybe", "u")), Item("facts", "y?", "a", ("b",))]
+    items += [Item("facts", f"{n}?", "cc", ("b", "d", "eee")) for n in range(6)]
+    expected = []
+    for item in items:
+        prompt = tokenizer._ids(f"Question: {item.question}\nAnswer:")
+        scores = []
+        for answer in (item.right, *item.wrong):
+            ids = prompt + tokenizer._ids(f" {answer}")
+            log_p = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], dim=-1)
+            places = range(len(prompt), len(ids))
+            scores.append(sum(float(log_p[t - 1, ids[t]]) for t in places) / len(places))
+        expected.append(scores[0] > max(scores[1:]))
+    assert answer_items(loaded, items) == expected
+    assert answer_items(loaded, items, tokens_per_batch=1) == expected
+    assert True in expected
+    assert False in expected
+    assert answer_items(loaded, []) == []
+
+
+def test_loss_has_an_interval() -> None:
+    """Of 40 items 6 are lost and 2 gained: 10 points, within an interval that holds 0."""
+    items = [Item("facts", str(n), "a", ("b",)) for n in range(40)]
+    before = [True] * 30 + [False] * 10
+    after = [False] * 6 + [True] * 24 + [True] * 2 + [False] * 8
+    found = compare_items(items, before, after)
+    assert (found.before.count, found.after.count) == (30, 26)
+    assert found.lost_points == pytest.approx(10.0)
+    assert found.lower < 0
+    assert found.upper > 10
+    assert found.p_value == pytest.approx(0.2890625)
+    assert found.groups == {"facts": (30, 26, 40)}
+    same = compare_items(items, before, before)
+    assert same.lost_points == 0
+    assert same.lower == -same.upper
+
+
+def test_every_item_is_answered_twice() -> None:
+    """Before and after."""
+    with pytest.raises(InvalidParameterError, match="before and after"):
+        compare_items(make_items(), [True], [True])
