@@ -17,7 +17,7 @@ static groups, scales of the largest weight, one text at a time).
 Processor seconds are counted twice: of quantizing and writing, with the model's loading, and of the
 whole process. Memory is the process's peak, libraries included. With --blocks the model is cut to
 its first blocks, and what they cost is to be scaled up by the reader. --score prints the perplexity
-of both results as in quantization_models.py (for whole models).
+of both results as in quantization_models.py (for whole models); --side score does so afterwards.
 """
 
 from __future__ import annotations
@@ -180,11 +180,14 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=1, help="of a text")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--score", action="store_true")
-    parser.add_argument("--side", choices=("prepare", *_SIDES))
+    parser.add_argument("--side", choices=("prepare", *_SIDES, "score"))
     arguments = parser.parse_args()
     work = arguments.work.absolute()
     if arguments.side == "prepare":
         prepare(work, arguments.blocks, arguments.texts, arguments.sentences)
+        return
+    if arguments.side == "score":
+        print_scores(work)
         return
     if arguments.side:
         run_side(arguments.side, work)
