@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from rotation import make_rotation, rotate_reader, rotate_writer
 from sordino.data import embedded_reviews
 from sordino.lattices import ORDERS, damp_gram
 from sordino.models import choose_compute_dtype, load_model
@@ -106,8 +107,7 @@ def make_cases(blocks: list[int], num_sequences: tuple[int, int], kind: str) -> 
     parts = (sequences[: num_sequences[0]], sequences[-num_sequences[1] :])
     generator = torch.Generator().manual_seed(0)
     width = model.config.hidden_size
-    gauss = torch.randn(width, width, generator=generator, dtype=torch.float64)
-    rotation = torch.linalg.qr(gauss)[0]
+    rotation = make_rotation(width, generator)
     cases, current = [], [0]
     for block in blocks:
         layer = model.model.layers[block]
@@ -118,10 +118,10 @@ def make_cases(blocks: list[int], num_sequences: tuple[int, int], kind: str) -> 
             transform = None
             if kind == "rotation" and first in _NORMS:
                 gains = layer.get_submodule(_NORMS[first]).weight.double()
-                weights = {name: w * gains @ rotation for name, w in weights.items()}
+                weights = {n: rotate_reader(w, gains, rotation) for n, w in weights.items()}
                 transform = (rotation / gains[:, None]).float()
             elif kind == "rotation":
-                weights = {name: rotation.T @ w for name, w in weights.items()}
+                weights = {name: rotate_writer(w, rotation) for name, w in weights.items()}
             elif kind == "perturbation":
                 weights = {name: perturb(w, generator) for name, w in weights.items()}
             zeros = [torch.zeros(columns, columns, dtype=torch.float64) for _ in parts]

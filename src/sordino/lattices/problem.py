@@ -190,9 +190,12 @@ def round_to_codes(targets: NDArray[np.float64]) -> NDArray[np.float64]:
     2.4999999999999996 must not part ways. Targets that are not finite stay so.
     """
     with np.errstate(invalid="ignore"):  # infinity - infinity
-        below = np.floor(targets)
-        is_tie = np.abs(targets - below - 0.5) <= _TIE + 8 * np.spacing(np.abs(targets))
-        return np.where(is_tie, below + np.mod(below, 2.0), np.rint(targets))
+        codes = np.rint(targets)
+        is_tie = 0.5 - np.abs(targets - codes) <= _TIE + 8 * np.spacing(np.abs(targets))
+    if is_tie.any():  # seldom, and a pass over all targets would cost more than all the rest
+        below = np.floor(targets[is_tie])
+        codes[is_tie] = below + np.mod(below, 2.0)
+    return codes
 
 
 def nearest_codes(problem: Problem) -> NDArray[np.float64]:

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.linalg import lapack
 
 from sordino.core.checks import require_one_of
+from sordino.core.errors import PrecisionError
 from sordino.lattices.babai import compute_factor
+from sordino.lattices.bounds import axis_coordinates
 from sordino.lattices.orders import ORDERS, order_columns
 from sordino.lattices.problem import (
     DAMPING,
@@ -69,9 +72,11 @@ class InputGeometry:
     @cached_property
     def upper(self) -> torch.Tensor:
         """U, upper triangular in the order of rounding: U^T U is the inverse of the Gram matrix."""
-        matrix = torch.from_numpy(self.gram[np.ix_(self.columns, self.columns)])
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
-        return torch.linalg.cholesky(0.5 * (inverse + inverse.T), upper=True)
+        # With L^T L = H it is the inverse of L^T, so that the matrix is factored only once.
+        inverse, failed = lapack.dtrtri(self.factor.T, lower=0)
+        if failed:  # read_gram has seen to it that this does not happen
+            raise PrecisionError("the factor of a Gram matrix is singular in float64.")
+        return torch.from_numpy(np.ascontiguousarray(inverse))
 
     def problem(self, weights: ArrayLike, scales: ArrayLike, low: int, high: int) -> Problem:
         """Returns the rounding problem of a layer that reads this input.
@@ -117,21 +122,24 @@ def gptq_codes_blocked(
     steps = torch.from_numpy(problem.scales.copy())  # a broadcast view cannot be a tensor
     columns = torch.from_numpy(geometry.columns)
     codes = torch.empty_like(rows)
-    codes[:, columns] = _round_columns(
+    in_order, losses = _round_columns(
         rows[:, columns].T.contiguous(), steps[:, columns].T.contiguous(), geometry.upper, low, high
-    ).T
+    )
+    codes[:, columns] = in_order.T
     nearest = _round_to_codes(rows / steps, low, high)
-    gram = torch.from_numpy(geometry.gram)
-    losses, nearest_losses = (_losses(rows - steps * z, gram) for z in (codes, nearest))
+    errors = (rows - steps * nearest)[:, columns]
+    along_axes = torch.from_numpy(axis_coordinates(errors.numpy(), geometry.factor))
+    nearest_losses = along_axes.square_().sum(dim=1)
     is_no_worse = losses <= nearest_losses  # NaN is not
     return require_codes(codes.where(is_no_worse[:, None], nearest).numpy())
 
 
 def _round_columns(
     work: torch.Tensor, steps: torch.Tensor, upper: torch.Tensor, low: int, high: int
-) -> torch.Tensor:
-    """Returns unguarded codes, (columns, rows); `work` holds the weights and is used up."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns unguarded codes, (columns, rows), and losses; `work` is the weights, used up."""
     codes = torch.empty_like(work)
+    losses = work.new_zeros(work.shape[1])
     num_columns = len(work)
     for start in range(0, num_columns, _BLOCK):
         stop = min(start + _BLOCK, num_columns)
@@ -141,16 +149,15 @@ def _round_columns(
             error = torch.div(work[i] - steps[i] * codes[i], upper[i, i], out=errors[i - start])
             work[i:stop].addr_(upper[i, i:stop], error, alpha=-1.0)
         work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1.0)
-    return codes
+        losses += errors.square_().sum(dim=0)  # errors are lengths along the axes
+    return codes, losses
 
 
 def _round_to_codes(targets: torch.Tensor, low: int, high: int) -> torch.Tensor:
     """Returns the nearest codes within limits; what lies within 1e-9 of a tie goes to even."""
-    below = targets.floor()
-    is_tie = (targets - below - 0.5).abs_() <= _TIE
-    return torch.where(is_tie, below + below.remainder(2.0), targets.round()).clamp_(low, high)
-
-
-def _losses(errors: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
-    """Returns e^T H e of each row, never below 0."""
-    return ((errors @ gram) * errors).sum(dim=1).clamp_min_(0.0)
+    codes = targets.round()
+    distances = (targets - codes).abs_()
+    if bool(distances.amax() >= 0.5 - _TIE):
+        below = targets.floor()
+        codes = codes.where(distances < 0.5 - _TIE, below + below.remainder(2.0))
+    return codes.clamp_(low, high)

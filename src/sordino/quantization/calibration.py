@@ -138,8 +138,8 @@ class InputSums:
         return cls(gram, torch.from_numpy(gram.diagonal().copy()).clamp_min(0.0).sqrt(), None)
 
     def add(self, rows: torch.Tensor) -> None:
-        """Adds tokens, (tokens, columns); means are sums until all are in."""
-        self.gram += _gram(rows).numpy()
+        """Adds tokens, (tokens, columns); until all are in, means are sums, gram not symmetric."""
+        _add_products(torch.from_numpy(self.gram), rows)
         self.mean_magnitudes += rows.abs().sum(dim=0, dtype=torch.float64)
         if self.max_magnitudes is not None:
             torch.maximum(
@@ -174,7 +174,7 @@ class CalibrationRun:
         sequences: Sequence[Sequence[int]],
         *,
         pad_id: int,
-        tokens_per_batch: int = 4096,
+        tokens_per_batch: int = 1024,
     ) -> None:
         self._blocks = list(find_blocks(model)[1])
         self._batches = []
@@ -210,7 +210,7 @@ class CalibrationRun:
             groups.append((x, [name]))
 
         with _listening(layers, note):
-            self._run(number, self._batches[-1])
+            self._run(number, min(self._batches, key=lambda batch: len(batch.is_real)))
         return [names for _, names in groups]
 
     def input_sums(self, number: int, leaders: dict[str, nn.Module]) -> dict[str, InputSums]:
@@ -222,13 +222,14 @@ class CalibrationRun:
                 rows = _token_rows(x, batch)[batch.is_real]
                 if name not in sums:
                     zeros = torch.zeros(rows.shape[1], dtype=torch.float64)
-                    gram = torch.zeros(len(zeros), len(zeros), dtype=torch.float64).numpy()
+                    gram = _zero_gram(rows).numpy()
                     sums[name] = InputSums(gram, zeros.clone(), zeros.clone())
                 sums[name].add(rows)
 
             with _listening(leaders, add):
                 self._run(number, batch)
         for found in sums.values():
+            found.gram = 0.5 * (found.gram + found.gram.T)
             found.mean_magnitudes /= self.num_tokens
         return sums
 
@@ -334,10 +335,20 @@ def _token_rows(x: torch.Tensor, batch: _Batch) -> torch.Tensor:
 
 def _gram(rows: torch.Tensor) -> torch.Tensor:
     """Returns X^T X in float64, exactly symmetric."""
-    total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    total = _zero_gram(rows)
+    _add_products(total, rows)
+    return 0.5 * (total + total.T)
+
+
+def _zero_gram(rows: torch.Tensor) -> torch.Tensor:
+    """Returns the Gram matrix of no rows, in float64."""
+    return torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+
+
+def _add_products(total: torch.Tensor, rows: torch.Tensor) -> None:
+    """Adds X^T X, symmetric up to rounding."""
     for part in rows.float().split(_ROWS_AT_ONCE):
         total += part.T @ part
-    return 0.5 * (total + total.T)
 
 
 def _read_lines(path: Path) -> list[str]:

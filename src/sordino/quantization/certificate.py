@@ -14,9 +14,17 @@ import numpy as np
 from sordino.core.checks import require_non_negative
 from sordino.core.errors import InvalidParameterError
 from sordino.lattices.babai import compute_factor, plane_codes
-from sordino.lattices.bounds import loss_bound_upper, loss_estimate
+from sordino.lattices.bounds import axis_coordinates, loss_bound_upper, loss_estimate
 from sordino.lattices.orders import order_columns
-from sordino.lattices.problem import Problem, nearest_codes, read_codes, read_problem, require_codes
+from sordino.lattices.problem import (
+    Problem,
+    clip_codes,
+    nearest_codes,
+    read_codes,
+    read_problem,
+    require_codes,
+    round_to_codes,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -137,31 +145,45 @@ def _compare_with_plane(
     problem: Problem, factor: NDArray[np.float64], codes: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], int, bool]:
     """Returns each row's loss, the steps that limits changed, and if the bound covers all rows."""
-    along_axes = (problem.weights - problem.scales * codes) @ factor.T
+    along_axes = axis_coordinates(problem.weights - problem.scales * codes, factor)
     losses: NDArray[np.float64] = np.einsum("ri,ri->r", along_axes, along_axes)
     is_off = (np.abs(along_axes / factor.diagonal()) > 0.5 * problem.scales).any(axis=1)
     if not is_off.any():
         return losses, 0, True
-    # Limits changed these rows, or another method made them: run nearest plane on them.
-    rest = Problem(
-        problem.weights[is_off], problem.gram, problem.scales[is_off], problem.low, problem.high
-    )
-    plane, is_clipped = plane_codes(rest, factor)
-    plane = require_codes(plane).astype(np.float64)
-    is_free = ~is_clipped.any(axis=1)
+    # Limits changed these rows, or another method made them. Where nearest plane would have stood
+    # before each step of these codes: if it gives the same ones, they are its own, step by step.
+    rest, own = _take_rows(problem, is_off), codes[is_off]
+    free = round_to_codes(own + along_axes[is_off] / (factor.diagonal() * rest.scales))
+    limited = clip_codes(free, rest.low, rest.high)
+    is_clipped = limited != free
     # A clipped row has no bound to inherit, so its plane codes need no loss.
-    is_covered = is_free.copy()
-    if is_free.any():
-        free = Problem(rest.weights[is_free], rest.gram, rest.scales[is_free], rest.low, rest.high)
-        is_covered[is_free] = losses[is_off][is_free] <= _losses(free, factor, plane[is_free])
+    is_covered = ~is_clipped.any(axis=1)
+    is_other = (limited != own).any(axis=1)
+    if is_other.any():  # they parted, and only a run of its own tells where it goes
+        other = _take_rows(rest, is_other)
+        plane, is_clipped[is_other] = plane_codes(other, factor)
+        plane = require_codes(plane).astype(np.float64)
+        is_free = ~is_clipped[is_other].any(axis=1)
+        is_better = is_free.copy()
+        if is_free.any():
+            plane_losses = _losses(_take_rows(other, is_free), factor, plane[is_free])
+            is_better[is_free] = losses[is_off][is_other][is_free] <= plane_losses
+        is_covered[is_other] = is_better
     return losses, int(is_clipped.sum()), bool(is_covered.all())
+
+
+def _take_rows(problem: Problem, chosen: NDArray[np.bool_]) -> Problem:
+    """Returns the problem of some of its rows."""
+    return Problem(
+        problem.weights[chosen], problem.gram, problem.scales[chosen], problem.low, problem.high
+    )
 
 
 def _losses(
     problem: Problem, factor: NDArray[np.float64], codes: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Returns each row's loss under the damped gram: the squared length of L (w - s z)."""
-    along_axes = (problem.weights - problem.scales * codes) @ factor.T
+    along_axes = axis_coordinates(problem.weights - problem.scales * codes, factor)
     losses: NDArray[np.float64] = np.einsum("ri,ri->r", along_axes, along_axes)
     return losses
 

@@ -8,6 +8,8 @@ import pytest
 from helpers_lattices import make_gram, quadratic_losses
 from sordino.core.errors import InvalidParameterError
 from sordino.lattices import damp_gram
+from sordino.lattices.babai import plane_codes
+from sordino.lattices.problem import read_problem
 from sordino.quantization import certify_layer, quantize_rows
 
 GRAM = np.array([[2.0, 1.0], [1.0, 4.0]])  # D = (1.75, 4)
@@ -34,6 +36,24 @@ def test_clipping_takes_the_bound_away() -> None:
     assert found.exact > found.bound
     codes = quantize_rows(weights, np.eye(2), 1.0, -9, 9)
     found = certify_layer(weights, np.eye(2), 1.0, codes, low=-9, high=9)
+    assert (found.clipped, found.applies) == (0, True)
+
+
+def test_clipped_steps_are_those_of_nearest_plane() -> None:
+    """They are read off the codes where these are nearest plane's, and counted anew elsewhere."""
+    rng = np.random.default_rng(16)
+    gram, _ = damp_gram(make_gram("inputs", 12, rng))
+    weights = rng.normal(size=(200, 12))
+    plane, is_clipped = plane_codes(read_problem(weights, gram, 0.3, -5, 4))
+    codes = plane.astype(int)
+    assert certify_layer(weights, gram, 0.3, codes, low=-5, high=4).clipped == is_clipped.sum()
+    guarded = quantize_rows(weights, gram, 0.3, -5, 4)
+    assert 0 < (guarded != codes).any(axis=1).sum() < 200
+    assert certify_layer(weights, gram, 0.3, guarded, low=-5, high=4).clipped == is_clipped.sum()
+    # The limits changed no step of some rows; alone, these have the bound.
+    is_free = ~is_clipped.any(axis=1)
+    assert 0 < is_free.sum() < 200
+    found = certify_layer(weights[is_free], gram, 0.3, codes[is_free], low=-5, high=4)
     assert (found.clipped, found.applies) == (0, True)
 
 
