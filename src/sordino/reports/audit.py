@@ -111,7 +111,7 @@ def audit(
     control: Annotated[
         bool, Doc("Tune a positive control, which must be caught; it takes the most time.")
     ] = True,
-    control_epochs: Annotated[int, Doc("How often the control sees each record.")] = 10,
+    control_epochs: Annotated[int, Doc("How often the control sees each record.")] = 20,
     template: Annotated[
         str, Doc("Prompt of a classification; of a Sordino run, the ledger's is taken.")
     ] = DEFAULT_TEMPLATE,
