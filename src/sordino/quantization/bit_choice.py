@@ -25,6 +25,7 @@ from sordino.quantization.allocation import (
 )
 from sordino.quantization.awq import output_loss
 from sordino.quantization.blocked_gptq import damped_geometry
+from sordino.quantization.layers import packed_bytes
 from sordino.quantization.methods import METHODS
 from sordino.quantization.scales import dequantize
 
@@ -100,9 +101,7 @@ def needs_inputs(allocation: str) -> bool:
 
 def num_bytes(shape: Sequence[int], bits: int, settings: QuantizationSettings) -> int:
     """Returns the bytes of a layer's codes and scales."""
-    rows, columns = shape
-    num_scales = rows * columns // settings.group_size_of(columns)
-    return -(-rows * columns * bits // 8) + 2 * num_scales
+    return packed_bytes(shape, bits, settings.group_size)
 
 
 def choose_bits(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from sordino.core.checks import require_integer
 from sordino.core.errors import InvalidParameterError
 
-__all__ = ["QUANTIZED_BITS", "QuantizedLayer"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["QUANTIZED_BITS", "QuantizedLayer", "packed_bytes"]
 
 QUANTIZED_BITS = (2, 4, 8)
 
@@ -77,10 +81,17 @@ class QuantizedLayer:
     @property
     def num_bytes(self) -> int:
         """Bytes of codes and scales, packed."""
-        return -(-self.codes.numel() * self.bits // 8) + 2 * self.scales.numel()
+        return packed_bytes(self.codes.shape, self.bits, self.group_size)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Returns the weight, shape (out_features, in_features), rounded to `dtype` once."""
         rows, columns = self.codes.shape
         groups = self.codes.float().view(rows, -1, self.group_size)
         return (groups * self.scales.float().unsqueeze(-1)).view(rows, columns).to(dtype)
+
+
+def packed_bytes(shape: Sequence[int], bits: int, group_size: int | None) -> int:
+    """Returns the bytes of a layer's codes and scales, packed; None is one scale a row."""
+    rows, columns = shape
+    groups = 1 if group_size is None else columns // group_size
+    return -(-rows * columns * bits // 8) + 2 * rows * groups

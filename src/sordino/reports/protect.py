@@ -23,13 +23,13 @@ from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, repla
 from sordino.ledger.ledger import canonical_json
 from sordino.quantization.allocation import allocate
 from sordino.quantization.calibration import read_calibration_texts
+from sordino.quantization.layers import packed_bytes
 from sordino.quantization.outliers import allocate_by_role, describe_groups, rank_correlation
 from sordino.quantization.pipeline import matrix_of
 from sordino.reports.protection import (
     ProbeTexts,
     fisher_proxies,
     group_layers,
-    layer_bytes,
     losses_of,
     measure_plan,
     score_groups,
@@ -127,7 +127,7 @@ def choose_bits(
         InvalidParameterError: If the budget is too small.
     """
     sizes = {
-        name: [layer_bytes(matrix_of(module).shape, bits, group_size) for bits in choices]
+        name: [packed_bytes(matrix_of(module).shape, bits, group_size) for bits in choices]
         for name, module in layers.items()
     }
     budget = _budget(settings.budget, sizes, choices)

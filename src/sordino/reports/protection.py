@@ -19,7 +19,7 @@ from sordino.attacks.token_statistics import compute_token_statistics
 from sordino.auditing.areas import auc_interval
 from sordino.auditing.curves import operating_point
 from sordino.ledger.durable import PRIVATE_FILE_MODE
-from sordino.quantization.layers import QuantizedLayer
+from sordino.quantization.layers import QuantizedLayer, packed_bytes
 from sordino.quantization.outliers import (
     Estimate,
     GroupScore,
@@ -27,7 +27,7 @@ from sordino.quantization.outliers import (
     sensitive_score,
 )
 from sordino.quantization.pipeline import matrix_of
-from sordino.quantization.scales import choose_scales, code_limits
+from sordino.quantization.scales import choose_scales, round_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,9 +130,7 @@ def round_layer(name: str, weights: torch.Tensor, bits: int, group_size: int) ->
     """Returns weights (rows, columns) rounded to the nearest codes, scales searched."""
     rows = weights.float()
     scales = choose_scales(rows, bits=bits, group_size=group_size, scales="searched")
-    low, high = code_limits(bits)
-    steps = scales.float().repeat_interleave(group_size, dim=1)
-    codes = (rows / steps).round_().clamp_(low, high).to(torch.int8)
+    codes = round_weight(rows, scales.float(), bits).to(torch.int8)
     return QuantizedLayer(name=name, codes=codes, scales=scales, bits=bits, group_size=group_size)
 
 
@@ -241,20 +239,13 @@ def measure_plan(
     return FrontierPoint(
         name=name,
         num_bytes=sum(
-            layer_bytes(shape, plan[layer], group_size) if layer in plan else 2 * shape.numel()
+            packed_bytes(shape, plan[layer], group_size) if layer in plan else 2 * shape.numel()
             for layer, shape in shapes.items()
         ),
         perplexity=float(np.exp(np.average(found.public, weights=counts))),
         auc=(area.auc, area.lower, area.upper),
         true_positive_rate=(point.tpr, point.tpr_lower, point.tpr_upper),
     )
-
-
-def layer_bytes(shape: Sequence[int], bits: int, group_size: int | None) -> int:
-    """Returns the bytes of a layer's codes and scales, packed."""
-    rows, columns = shape
-    width = columns if group_size is None else group_size
-    return -(-rows * columns * bits // 8) + 2 * rows * (columns // width)
 
 
 def squared_errors(
