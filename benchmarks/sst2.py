@@ -69,7 +69,7 @@ METHODS = {
     "pac-k4096-flip": Method(settings=PAC | {"directions_per_step": 4096, "unanimity_flip": 0.35}),
     "zeroth": Method(settings=ZEROTH | HOUR | {"learning_rate": 5e-3}, cost_per_step=2.0),
     "mezo": Method(
-        settings=ZEROTH | HOUR | {"guarantee": "none", "learning_rate": 5e-3}, cost_per_step=2.0
+        settings=ZEROTH | HOUR | {"guarantee": "none", "learning_rate": 1e-3}, cost_per_step=2.0
     ),
 }
 EPOCHS = 3
