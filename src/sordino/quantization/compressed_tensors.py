@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sordino.quantization.layers import QuantizedLayer
 
 _WORD_BYTES = 4
+_ENTRIES_AT_ONCE = 2**20
 _DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
@@ -93,9 +94,9 @@ def _as_type(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
 def _shortest(value: torch.Tensor) -> torch.Tensor:
     """Returns a tensor in the shortest type that keeps every number of it."""
     for dtype in (torch.bfloat16, torch.float16):
-        short = value.to(dtype)
-        if torch.equal(short.to(value.dtype), value):
-            return short
+        parts = value.reshape(-1).split(_ENTRIES_AT_ONCE)  # an embedding is large
+        if all(torch.equal(part.to(dtype).to(value.dtype), part) for part in parts):
+            return value.to(dtype)
     return value
 
 

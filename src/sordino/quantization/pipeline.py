@@ -20,7 +20,7 @@ from sordino.quantization.scales import code_limits, spread_scales
 from sordino.quantization.store import FinishedBlock, FinishedLayer, LayerStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -34,6 +34,7 @@ __all__ = [
     "FinishedLayer",
     "LayerStore",
     "PrivateCalibration",
+    "drop_weights",
     "matrix_of",
     "quantize_blocks",
     "select_layers",
@@ -149,6 +150,21 @@ def matrix_of(module: nn.Module) -> torch.Tensor:
     """Returns a layer's weight as (out_features, in_features)."""
     weight: torch.Tensor = module.weight.detach()
     return weight.t() if _is_conv1d(module) else weight
+
+
+def drop_weights(layers: list[dict[str, nn.Module]], names: Container[str]) -> None:
+    """Frees the memory of weights that codes and scales stand for; their shapes stay.
+
+    Args:
+        layers: From `select_layers`.
+        names: Of the quantized ones among them. They can no longer compute.
+    """
+    for block in layers:
+        for name, module in block.items():
+            if name in names:
+                module.weight.data = torch.zeros((), dtype=module.weight.dtype).expand(
+                    module.weight.shape
+                )
 
 
 def _read_inputs(

@@ -28,7 +28,13 @@ from sordino.quantization.calibration import (
 )
 from sordino.quantization.input_scales import place_folds
 from sordino.quantization.methods import METHODS, QuantizationSettings
-from sordino.quantization.pipeline import LayerStore, matrix_of, quantize_blocks, select_layers
+from sordino.quantization.pipeline import (
+    LayerStore,
+    drop_weights,
+    matrix_of,
+    quantize_blocks,
+    select_layers,
+)
 from sordino.quantization.provenance import (
     CALIBRATION_LEDGER,
     RECORD,
@@ -286,6 +292,7 @@ def quantize(
         )
     kept |= unreached
     sizes = {name: item.layer.num_bytes for name, item in finished.items()}
+    drop_weights(layers, finished)  # writing needs memory of its own
     record = _write(
         output,
         opened,

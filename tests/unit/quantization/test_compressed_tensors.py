@@ -27,7 +27,8 @@ from sordino.models import (
     unpack_base,
 )
 from sordino.models._quiet import quiet
-from sordino.quantization import write_compressed_tensors
+from sordino.quantization import compressed_tensors, write_compressed_tensors
+from sordino.quantization.pipeline import drop_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -442,3 +443,31 @@ def test_other_weights_are_stored_as_short_as_they_are(
     for name, parameter in loaded.named_parameters():
         assert parameter.dtype == torch.float32
         assert torch.equal(parameter, model.get_parameter(name)), name
+
+
+def test_one_long_number_at_the_end_of_a_matrix_is_kept(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large matrices are looked at in parts: the last part counts as much as the first."""
+    monkeypatch.setattr(compressed_tensors, "_ENTRIES_AT_ONCE", 100)
+    model = make_model("llama", vocab_size=len(tokenizer), **WIDTHS).bfloat16().float()
+    layers = quantize_randomly(model, [(4, 32)])
+    model.get_input_embeddings().weight.data[-1, -1] = 1.0 + 2.0**-20
+    write_compressed_tensors(tmp_path / "q", model, layers, tokenizer)
+    stored = load_file(tmp_path / "q" / "model.safetensors")
+    assert stored["model.embed_tokens.weight"].dtype == torch.float32
+    assert torch.equal(stored["model.embed_tokens.weight"], model.get_input_embeddings().weight)
+
+
+def test_dropped_weights_take_no_memory_and_change_no_file(
+    write: Callable[..., Any], tmp_path: Path, tokenizer: Any
+) -> None:
+    folder, model, layers = write(kinds=[(4, 32)])
+    modules = {name: model.get_submodule(name) for name in layers}
+    drop_weights([modules], layers)
+    for name, module in modules.items():
+        assert module.weight.shape == layers[name].codes.shape
+        assert module.weight.untyped_storage().nbytes() == 4
+    write_compressed_tensors(tmp_path / "dropped", model, layers, tokenizer)
+    for file in folder.iterdir():
+        assert (tmp_path / "dropped" / file.name).read_bytes() == file.read_bytes(), file.name
