@@ -2,7 +2,7 @@
 
 Run: python benchmarks/dp_utility.py --task sst2|e2e --data FOLDER --output RESULTS
          [--epsilons 1 2 8 inf] [--seeds 0 1 2] [--first-layer 24] [--steps 32] [--batch-size 865]
-         [--learning-rate 1e-3] [--clip 0.3]
+         [--learning-rate 1e-3] [--clip 0.3] [--records N]
      python benchmarks/dp_utility.py --output RESULTS --table
 
 sst2: FOLDER holds train.tsv, dev.tsv and test.tsv (sentence, tab, 0 or 1), 6,920 training
@@ -49,10 +49,10 @@ def read_tables(path: Path) -> list[Record]:
 def read_task(arguments: argparse.Namespace) -> tuple[list[Record], list[Record]]:
     """Returns training and test records."""
     if arguments.task == "sst2":
-        size = len(read_sentences(arguments.data / "train.tsv"))
+        size = arguments.records or len(read_sentences(arguments.data / "train.tsv"))
         train, _, test = split(arguments.data, size, 0)
         return train, test
-    train = read_tables(arguments.data / "devset.csv")
+    train = read_tables(arguments.data / "devset.csv")[: arguments.records]
     tables = {record.prompt for record in train}
     test = read_tables(arguments.data / "testset_w_refs.csv")
     return train, [record for record in test if record.prompt not in tables]
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=865)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--clip", type=float, default=0.3)
+    parser.add_argument("--records", type=int, help="train on so many only")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     lines = []
@@ -167,6 +168,8 @@ def main() -> None:
         return
     names = ("first_layer", "factors", "steps", "batch_size", "learning_rate", "clip")
     settings = {name: getattr(arguments, name) for name in names}
+    if arguments.records:
+        settings["records"] = arguments.records
     records, kept = read_task(arguments), {}
     for seed in arguments.seeds:
         for epsilon in arguments.epsilons:
