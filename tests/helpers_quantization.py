@@ -1,13 +1,10 @@
-"""A plain writer in the place of a format, small calibration texts, and settings."""
+"""What a writer of files is given, and settings."""
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sordino.models import save_full
-from sordino.quantization import formats
+from sordino.quantization import compressed_tensors
 from sordino.quantization.methods import QuantizationSettings
 
 if TYPE_CHECKING:
@@ -34,19 +31,16 @@ def make_settings(**changes: Any) -> QuantizationSettings:
     return QuantizationSettings(**(DEFAULTS | changes))
 
 
-def use_plain_writer(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, QuantizedLayer]]:
-    """Writes models with the weights that codes stand for; returns what writers were given."""
+def watch_writer(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, QuantizedLayer]]:
+    """Returns what writers of compressed-tensors folders will have been given."""
     given: list[dict[str, QuantizedLayer]] = []
+    write = compressed_tensors.write_compressed_tensors
 
-    def write(
+    def watched(
         folder: Path, model: Any, layers: Mapping[str, QuantizedLayer], tokenizer: Any
     ) -> None:
         given.append(dict(layers))
-        save_full(model, tokenizer, folder)
+        write(folder, model, layers, tokenizer)
 
-    module = ModuleType("plain_writer")
-    module.write = write
-    monkeypatch.setitem(sys.modules, "plain_writer", module)
-    plain = formats.Format("plain_writer", "write", (2, 4, 8))
-    monkeypatch.setitem(formats.FORMATS, "compressed-tensors", plain)
+    monkeypatch.setattr(compressed_tensors, "write_compressed_tensors", watched)
     return given

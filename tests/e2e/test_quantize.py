@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sordino
-from helpers_quantization import use_plain_writer
+from helpers_quantization import watch_writer
 from helpers_runs import (
     SMALL,
     completion_rows,
@@ -23,7 +23,7 @@ from helpers_runs import (
     write_tiny_model,
 )
 from sordino.core.errors import InvalidParameterError
-from sordino.models import load_adapter, load_model
+from sordino.models import load_adapter, load_model, unpack_base
 from sordino.quantization.pipeline import matrix_of
 from sordino.quantization.source import open_source
 
@@ -46,8 +46,8 @@ WIDE = {"hidden_size": 32, "intermediate_size": 64}  # groups of 32 fit
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, QuantizedLayer]]:
-    """What the format's writer was given; the folder holds the weights in float32."""
-    return use_plain_writer(monkeypatch)
+    """What the format's writer was given."""
+    return watch_writer(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,8 @@ def test_the_loaded_weights_are_what_the_codes_stand_for(
     result = sordino.quantize(
         str(source), output=tmp_path / "q", method=method, group_size="32", calibration=str(texts)
     )
-    loaded, base = load_model(str(tmp_path / "q")).model, load_model(str(source)).model
+    loaded = unpack_base(load_model(str(tmp_path / "q")).model)
+    base = load_model(str(source)).model
     assert len(given[0]) == 14
     for name, layer in given[0].items():
         assert torch.equal(matrix_of(loaded.get_submodule(name)), layer.dequantize())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing_extensions import Doc
 
 from sordino.core.errors import InvalidParameterError
 from sordino.lattices.problem import DAMPING
-from sordino.ledger.durable import replace_file
 from sordino.quantization import formats
 from sordino.quantization.bit_choice import (
     BitBudget,
@@ -36,13 +33,9 @@ from sordino.quantization.pipeline import (
     select_layers,
 )
 from sordino.quantization.provenance import (
-    CALIBRATION_LEDGER,
-    RECORD,
-    SOURCE_LEDGER,
     CalibrationSource,
     artefact_digests,
     describe_privacy,
-    make_record,
 )
 from sordino.quantization.source import open_source
 from sordino.reports.private_calibration import (
@@ -61,6 +54,7 @@ from sordino.reports.quantize_checks import (
     require_space,
     require_together,
 )
+from sordino.reports.quantize_output import write_output
 from sordino.training.progress import progress
 
 if TYPE_CHECKING:
@@ -214,22 +208,9 @@ def quantize(
     is_folding = METHODS[method].choose_input_scales is not None
     folds = place_folds(opened.model, layers) if is_folding else None
     base = _open_base(opened, settings, texts) if geometry else None
-    found, probe = CalibrationSource(kind="none"), None
-    sequences: list[list[int]] = []
-    if texts is not None:
-        sequences = encode_calibration(
-            texts,
-            opened.tokenizer,
-            # Of private texts none is left out: one more at the top would push out another.
-            num_sequences=len(texts) if is_dp else calibration_sequences,
-            max_length=min(calibration_length, opened.context_length),
-        )
-        found = CalibrationSource(
-            kind="public" if calibration_is_public else "private",
-            sha256=_sha256(Path(str(calibration))) if calibration_is_public else None,
-            num_sequences=len(sequences),
-            num_tokens=sum(map(len, sequences)),
-        )
+    # Of private texts none is left out: one more at the top would push out another.
+    most = calibration_sequences if texts is None or not is_dp else len(texts)
+    sequences = _encode(opened, texts, most, calibration_length)
     if calibration_epsilon is not None:
         probe = make_probe(opened.model)
         release = plan_release(
@@ -240,6 +221,9 @@ def quantize(
             clip_norm=calibration_clip,
         )
         found = CalibrationSource(kind="dp", num_sequences=None, num_tokens=None, release=release)
+    else:
+        probe = None
+        found = _describe_texts(calibration, sequences, is_public=calibration_is_public)
     privacy = describe_privacy(  # refuses before hours of work
         opened.ledger, found, looked_at_members=protection is not None
     )
@@ -260,23 +244,21 @@ def quantize(
     if found.release is not None and probe is not None:
         charge_release(store, found.release)
         private = release_grams(found.release, probe)
-    if protection is None:
-        layer_bits = _choose_bits(
-            opened, layers, settings, sequences=sequences, store=store, budget=budget
-        )
-    else:
-        layer_bits = store.load_bits()
-        if layer_bits is None:
-            layer_bits = choose_bits_by_role(
-                source,
-                opened,
-                {name: module for block in layers for name, module in block.items()},
-                protection,
-                group_size=settings.group_size,
-                folder=output.with_name(output.name + ".private"),
-                choices=choices,
-            ).bits
-            store.save_bits(layer_bits)
+    layer_bits = store.load_bits()  # decided once for a folder
+    if layer_bits is None and protection is not None:
+        layer_bits = choose_bits_by_role(
+            source,
+            opened,
+            {name: module for block in layers for name, module in block.items()},
+            protection,
+            group_size=settings.group_size,
+            folder=output.with_name(output.name + ".private"),
+            choices=choices,
+        ).bits
+    elif layer_bits is None and budget is not None:
+        layer_bits = _choose_bits(opened, layers, settings, budget, sequences)
+    if layer_bits is not None:
+        store.save_bits(layer_bits)
     run = _open_run(opened, sequences)
     with progress("quantize: blocks", len(layers)) as advance:
         finished, unreached = quantize_blocks(
@@ -293,7 +275,7 @@ def quantize(
     kept |= unreached
     sizes = {name: item.layer.num_bytes for name, item in finished.items()}
     drop_weights(layers, finished)  # writing needs memory of its own
-    record = _write(
+    record = write_output(
         output,
         opened,
         format,
@@ -311,6 +293,34 @@ def quantize(
     return QuantizeResult(output, record, finished, kept, privacy)
 
 
+def _encode(
+    opened: QuantizationSource, texts: list[str] | None, most: int, length: int
+) -> list[list[int]]:
+    """Returns the tokens of calibration texts; none without any."""
+    if texts is None:
+        return []
+    return encode_calibration(
+        texts,
+        opened.tokenizer,
+        num_sequences=most,
+        max_length=min(length, opened.context_length),
+    )
+
+
+def _describe_texts(
+    calibration: str | None, sequences: list[list[int]], *, is_public: bool
+) -> CalibrationSource:
+    """Returns what the record says of texts that are used as they are."""
+    if not sequences:
+        return CalibrationSource(kind="none")
+    return CalibrationSource(
+        kind="public" if is_public else "private",
+        sha256=_sha256(Path(str(calibration))) if is_public else None,
+        num_sequences=len(sequences),
+        num_tokens=sum(map(len, sequences)),
+    )
+
+
 def _open_run(opened: QuantizationSource, sequences: list[list[int]]) -> CalibrationRun | None:
     """Returns calibration sequences in front of the model; None without any."""
     if not sequences:
@@ -322,29 +332,19 @@ def _choose_bits(
     opened: QuantizationSource,
     layers: list[dict[str, Any]],
     settings: QuantizationSettings,
-    *,
+    budget: BitBudget,
     sequences: list[list[int]],
-    store: LayerStore,
-    budget: BitBudget | None,
-) -> dict[str, int] | None:
-    """Returns the bits of each layer; None if all have the same. Decided once for a folder."""
-    if budget is None:
-        return None
-    chosen = store.load_bits()
-    if chosen is not None:
-        return chosen
+) -> dict[str, int]:
+    """Returns the bits of each layer that spend a budget of bytes."""
     losses = None
-    if needs_inputs(budget.allocation):
-        run = _open_run(opened, sequences)
-        if run is not None:
-            with progress("quantize: losses at each width", len(layers)) as advance:
-                losses = measure_losses(
-                    layers, run, settings, budget.choices, matrix_of=matrix_of, advance=advance
-                )
+    run = _open_run(opened, sequences) if needs_inputs(budget.allocation) else None
+    if run is not None:
+        with progress("quantize: losses at each width", len(layers)) as advance:
+            losses = measure_losses(
+                layers, run, settings, budget.choices, matrix_of=matrix_of, advance=advance
+            )
     weights = {name: matrix_of(module) for block in layers for name, module in block.items()}
-    chosen = choose_bits(weights, settings, budget, losses, max(1, sum(map(len, sequences))))
-    store.save_bits(chosen)
-    return chosen
+    return choose_bits(weights, settings, budget, losses, max(1, sum(map(len, sequences))))
 
 
 def _open_base(
@@ -363,66 +363,6 @@ def _open_base(
         )
     layers, _ = select_layers(opened.open_base(), settings)
     return {name: module for block in layers for name, module in block.items()}
-
-
-def _write(
-    output: Path,
-    opened: QuantizationSource,
-    format_name: str,
-    finished: Mapping[str, FinishedLayer],
-    store: LayerStore,
-    *,
-    parts: dict[str, Any],
-) -> Path:
-    """Writes the output folder; it appears whole or not at all. Returns its record."""
-    result = store.folder / "result"
-    with suppress(FileNotFoundError):
-        shutil.rmtree(result)  # of a crash while writing
-    result.mkdir()
-    codes = {name: item.layer for name, item in finished.items()}
-    formats.write(format_name, result, opened.model, codes, opened.tokenizer)
-    head = None
-    if opened.ledger is not None:
-        head = opened.ledger.head
-        shutil.copyfile(opened.ledger.path, result / SOURCE_LEDGER)
-    if (store.folder / CALIBRATION_LEDGER).exists():
-        shutil.copyfile(store.folder / CALIBRATION_LEDGER, result / CALIBRATION_LEDGER)
-    record = make_record(
-        sordino_version=version("sordino"),
-        source={
-            "name": opened.name,
-            "kind": opened.kind,
-            "sha256": opened.fingerprint,
-            "base_sha256": opened.base_fingerprint,
-            "ledger_head": head,
-        },
-        format=format_name,
-        **parts,
-        layers=[_layer_record(item) for item in finished.values()],
-        artefacts_sha256=artefact_digests(result),
-    )
-    replace_file(result / RECORD, record)
-    if output.exists():  # empty, as was checked
-        output.rmdir()
-    result.replace(output)
-    store.remove()
-    return output / RECORD
-
-
-def _layer_record(item: FinishedLayer) -> dict[str, Any]:
-    """Returns one layer for the record."""
-    layer = item.layer
-    rows, columns = layer.codes.shape
-    return {
-        "name": layer.name,
-        "shape": [rows, columns],
-        "bits": layer.bits,
-        "group_size": layer.group_size,
-        "num_bytes": layer.num_bytes,
-        "certificate": None if item.certificate is None else asdict(item.certificate),
-        "has_scaled_inputs": item.has_scaled_inputs,
-        "geometry": item.geometry,
-    }
 
 
 def _digest_tokens(sequences: list[list[int]]) -> str:
