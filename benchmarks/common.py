@@ -18,9 +18,10 @@ from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.models import choose_compute_dtype
 from sordino.training.assembly import Parts, RunRequest, assemble
 from sordino.training.config import make_config
+from sordino.training.encoding import TaskOptions
 from sordino.training.loop import open_run
 from sordino.training.run_folder import RunFolder
-from sordino.training.setup import AdapterOptions, TaskOptions
+from sordino.training.setup import AdapterOptions
 from sordino.training.workers import Workers
 
 if TYPE_CHECKING:

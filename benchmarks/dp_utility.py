@@ -27,8 +27,8 @@ import numpy as np
 from common import TASK, Parts, assemble_run, scratch, take_step
 from sordino.data import Record
 from sordino.training.dp_plan import choose_dp_options
+from sordino.training.encoding import choose_task, encode_records
 from sordino.training.evaluate import evaluate_objective
-from sordino.training.setup import choose_task, encode_records
 from sst2 import read_sentences, split
 
 DELTA = 1e-5

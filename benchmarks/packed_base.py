@@ -27,7 +27,8 @@ from sordino.gradients.objectives import LanguageModel
 from sordino.gradients.parameters import FlatParameterSpace
 from sordino.gradients.projected import FirstOrderEstimator
 from sordino.models import PackedLinear, add_lora, load_model, trainable_tensors
-from sordino.training.setup import BatchPlan, choose_task, encode_records
+from sordino.training.encoding import choose_task, encode_records
+from sordino.training.setup import BatchPlan
 
 if TYPE_CHECKING:
     from sordino.data import Record

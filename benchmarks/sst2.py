@@ -27,8 +27,8 @@ import torch
 
 from common import TASK, Parts, assemble_run, scratch, take_step
 from sordino.data import Record
+from sordino.training.encoding import choose_task, encode_records
 from sordino.training.evaluate import evaluate_objective
-from sordino.training.setup import choose_task, encode_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

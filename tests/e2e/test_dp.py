@@ -21,7 +21,7 @@ from sordino.core.errors import (
     SordinoError,
 )
 from sordino.gradients.clipped import ClippedGradients
-from sordino.ledger.certificate import describe_certificate
+from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.ledger import Ledger
 from sordino.training import dp_plan, gradient_steps
 from sordino.training.batch_plan import PoissonPlan

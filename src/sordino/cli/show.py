@@ -36,7 +36,7 @@ def show_tune(result: TuneResult, as_json: bool) -> None:  # noqa: FBT001
     if as_json:
         typer.echo(result.certificate.to_bytes().decode().rstrip())
         return
-    from sordino.ledger.certificate import describe_certificate
+    from sordino.ledger.certificate_words import describe_certificate
 
     for line in describe_certificate(result.certificate):
         _out.print(line)

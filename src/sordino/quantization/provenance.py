@@ -19,7 +19,8 @@ from sordino.accounting.composition import compose_epsilon
 from sordino.accounting.dp import SampledGaussian
 from sordino.core.checks import require_in_range, require_positive
 from sordino.core.errors import InvalidParameterError, LedgerError
-from sordino.ledger.certificate import NO_GUARANTEE, compute_certificate, describe_certificate
+from sordino.ledger.certificate import NO_GUARANTEE, compute_certificate
+from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.ledger import Ledger
 from sordino.ledger.releases import ReleaseLedger
 

@@ -22,7 +22,7 @@ from sordino.access.results import compare_models, compute_clauses
 from sordino.attacks.subject import open_subject
 from sordino.core.checks import require_integer, require_non_negative
 from sordino.core.errors import InvalidParameterError
-from sordino.ledger.certificate import describe_certificate
+from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
 from sordino.models import LoadedModel, choose_compute_dtype, load_model
 from sordino.training import options  # noqa: TC001 - read when the command line is made

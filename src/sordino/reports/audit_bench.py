@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sordino.ledger.certificate import describe_certificate
+from sordino.ledger.certificate_words import describe_certificate
 from sordino.reports.audit_control import run_control
 from sordino.reports.audit_control_plan import measure_control, plan_control
 from sordino.reports.audit_games import judge_pool, judge_subset

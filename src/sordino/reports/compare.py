@@ -18,8 +18,8 @@ from sordino.reports.comparison import METHODS, Comparison, read_comparison
 from sordino.reports.study import ComparisonResult, Study
 from sordino.training import options  # noqa: TC001 - read when the command line is made
 from sordino.training.dp_plan import DpOptions
+from sordino.training.encoding import read_validation_records
 from sordino.training.run_folder import RunFolder
-from sordino.training.setup import read_validation_records
 from sordino.training.workers import Workers
 
 _SMALLEST_BATCH = 64

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from typing_extensions import Doc
 
 from sordino.core.errors import InvalidParameterError, LedgerError
-from sordino.ledger.certificate import compute_certificate, describe_certificate
+from sordino.ledger.certificate import compute_certificate
+from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
 from sordino.ledger.ledger import Ledger
 from sordino.reports.audit_page import PageSource, render_audit_page

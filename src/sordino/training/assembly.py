@@ -16,21 +16,14 @@ from sordino.data import group_by_unit
 from sordino.ledger.ledger import canonical_json
 from sordino.training.canaries import plant_canaries
 from sordino.training.dp_plan import make_dp_plan
+from sordino.training.encoding import choose_task, digest_examples, encode_records
 from sordino.training.evaluate import evaluate_objective
 from sordino.training.finish import finish_run
 from sordino.training.loop import Session, open_run, run_steps
 from sordino.training.numerics import warn_if_perturbation_does_not_fit
 from sordino.training.probes import mixed_probes
 from sordino.training.replay import initial_tensors
-from sordino.training.setup import (
-    choose_task,
-    digest_examples,
-    encode_records,
-    find_perturbation,
-    load_for_tuning,
-    prepare_full,
-    prepare_tensors,
-)
+from sordino.training.setup import find_perturbation, load_for_tuning, prepare_full, prepare_tensors
 from sordino.training.steppers import Ingredients, Made, make_stepper
 from sordino.training.symbols import SymbolStepper
 from sordino.training.teacher import load_teacher
@@ -48,8 +41,9 @@ if TYPE_CHECKING:
     from sordino.training.canaries import CanaryOptions
     from sordino.training.config import TuneConfig
     from sordino.training.dp_plan import DpPlan
+    from sordino.training.encoding import Task, TaskOptions
     from sordino.training.run_folder import RunFolder
-    from sordino.training.setup import AdapterOptions, Task, TaskOptions
+    from sordino.training.setup import AdapterOptions
     from sordino.training.workers import Workers
 
 _LARGEST_PROBED = 2**24  # trainable numbers; the exact derivative needs a gradient of that size

@@ -24,15 +24,15 @@ from sordino.data.canaries import (
     plan_canaries,
     read_canaries,
 )
-from sordino.training.setup import encode_records
+from sordino.training.encoding import encode_records
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sordino.data import Record
     from sordino.models import LoadedModel
+    from sordino.training.encoding import Task, TaskOptions
     from sordino.training.run_folder import RunFolder
-    from sordino.training.setup import Task, TaskOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sordino.ledger.certificate import describe_certificate
+from sordino.ledger.certificate_words import describe_certificate
 
 if TYPE_CHECKING:
     from sordino.ledger.certificate import Certificate

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typing_extensions import Doc
 
 from sordino.data import write_demo_data
-from sordino.ledger.certificate import describe_certificate
+from sordino.ledger.certificate_words import describe_certificate
 from sordino.training.loop import read_metrics
 from sordino.training.run_folder import RunFolder
 from sordino.training.tune import tune

@@ -14,8 +14,9 @@ from sordino.training import options  # noqa: TC001 - read when the command line
 from sordino.training.assembly import RunRequest
 from sordino.training.config import make_config
 from sordino.training.dp_plan import choose_dp_options
+from sordino.training.encoding import TaskOptions
 from sordino.training.run_folder import RunFolder
-from sordino.training.setup import AdapterOptions, TaskOptions
+from sordino.training.setup import AdapterOptions
 from sordino.training.teacher import DistillationOptions
 from sordino.training.tune import TuneResult, run_on_files
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sordino.data import ClassificationTask, Record
 
 if TYPE_CHECKING:
-    from sordino.training.setup import Task
+    from sordino.training.encoding import Task
 
 # Written for this purpose: public by construction, so that looking at them costs nothing.
 PROBE_TEXTS = (

@@ -1,60 +1,41 @@
-"""From settings and files to the parts of a run: model, objective, parameter space, mechanism."""
+"""From settings to the parts of a run: model, parameter space, estimator, mechanism."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from sordino.core.checks import require_integer, require_positive
-from sordino.core.errors import InvalidDataError, InvalidParameterError
-from sordino.data import (
-    ClassificationTask,
-    CompletionTask,
-    GenerationTask,
-    PromptTask,
-    default_verbalizers,
-    overlap,
-    parse_verbalizers,
-    read_records,
-)
+from sordino.core.errors import InvalidParameterError
+from sordino.data import ClassificationTask
 from sordino.gradients.copied import CopiedParameterSpace
 from sordino.gradients.estimators import ZerothOrderEstimator
 from sordino.gradients.forward_mode import ForwardModeEstimator
 from sordino.gradients.ghost import GhostEstimator
-from sordino.gradients.objectives import (
-    ClassificationObjective,
-    GenerationObjective,
-    LanguageModel,
-)
-from sordino.gradients.penalized import PenalizedCompletionObjective
+from sordino.gradients.objectives import LanguageModel
 from sordino.gradients.prefix import FrozenPrefix
 from sordino.gradients.projected import FirstOrderEstimator
 from sordino.gradients.shared import SharedComponent
-from sordino.ledger.ledger import canonical_json
 from sordino.mechanisms.binary_channel import BinaryChannelMechanism
 from sordino.mechanisms.open_mean import OpenMeanMechanism
 from sordino.mechanisms.unanimity import UnanimityMechanism
 from sordino.models import LoadedModel, PackedLinear, add_lora, load_model, trainable_tensors
+from sordino.training.encoding import encode_records
 from sordino.training.probes import labelled_probes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from sordino.core.entropy import AbstractEntropy
-    from sordino.data import Example, Record
     from sordino.gradients.estimators import AbstractEstimator
     from sordino.gradients.objectives import AbstractObjective
     from sordino.gradients.parameters import AbstractParameterSpace
     from sordino.mechanisms.release import AbstractMechanism
     from sordino.training.config import TuneConfig
-    from sordino.training.teacher import DistillationOptions, Teacher
-
-    Task = ClassificationTask | CompletionTask | GenerationTask | PromptTask
+    from sordino.training.encoding import Task, TaskOptions
 
 # Steps of the central difference that fit what is trained and the compute type: float32 and
 # bfloat16 as measured, see "Perturbation" in benchmarks/RESULTS.md; float16 assumed, not measured.
@@ -68,123 +49,6 @@ PERTURBATIONS = {
     ("full", torch.float16): 1e-3,
 }
 DEFAULT_SHARED_WEIGHT = 0.3  # docs/decisions/0006-shared-component.md
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskOptions:
-    """How records become tokens."""
-
-    objective: str
-    template: str
-    verbalizers: Sequence[str] | None
-    max_length: int | None
-    truncate: bool
-    max_new_tokens: int
-    distillation: DistillationOptions | None = None  # the loss is a teacher's then
-    violation_penalty: float = 0.0  # on the probability of a completion's forbidden tokens
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRecords:
-    """Records of one file, encoded for a task."""
-
-    examples: list[Example]
-    objective: AbstractObjective
-    description: dict[str, Any]  # public
-
-
-def choose_task(options: TaskOptions, records: Sequence[Record]) -> Task:
-    """Returns the task that the records' columns and the objective ask for."""
-    if options.violation_penalty and (options.objective != "loss" or records[0].label is not None):
-        raise InvalidParameterError(
-            "violation_penalty is for the loss of records with the columns prompt and completion."
-        )
-    if options.distillation is not None:
-        return PromptTask(options.distillation.settings.max_new_tokens)
-    is_classification = records[0].label is not None
-    if options.objective == "token-f1":
-        if is_classification:
-            raise InvalidParameterError(
-                "objective token-f1 compares generations with references: it needs the columns "
-                "prompt and completion, found text and label."
-            )
-        return GenerationTask(options.max_new_tokens)
-    if not is_classification:
-        return CompletionTask()
-    if options.verbalizers:
-        words = parse_verbalizers(options.verbalizers)
-    else:
-        words = default_verbalizers({r.label for r in records if r.label is not None})
-    return ClassificationTask(words, options.template)
-
-
-def encode_records(
-    task: Task,
-    records: Sequence[Record],
-    loaded: LoadedModel,
-    options: TaskOptions,
-    teacher: Teacher | None = None,
-) -> EncodedRecords:
-    """Returns encoded records and the objective over them; prompts alone need a teacher."""
-    limit = loaded.context_length
-    if teacher is not None:
-        limit = min(limit, teacher.context_length)
-    if options.max_length is not None:
-        limit = require_integer("max_length", options.max_length, 2, limit)
-    examples = task.encode(records, loaded.tokenizer, limit, truncate=options.truncate)
-    if isinstance(task, ClassificationTask):
-        words = task.label_token_ids(loaded.tokenizer)
-        objective: AbstractObjective = ClassificationObjective(examples, words)
-        description: dict[str, Any] = {
-            "kind": "classification",
-            "template": task.template,
-            "verbalizers": dict(task.verbalizers),
-        }
-    elif isinstance(task, CompletionTask):
-        penalty = options.violation_penalty
-        objective = PenalizedCompletionObjective(examples, penalty)
-        description = {"kind": "completion"} | ({"violation_penalty": penalty} if penalty else {})
-    elif isinstance(task, PromptTask):
-        if teacher is None:
-            raise InvalidParameterError("prompts alone need a teacher: use `sordino distill`.")
-        objective = teacher.objective(examples)
-        description = {"kind": "distillation", **asdict(teacher.settings)}
-    else:
-        objective = GenerationObjective(examples, loaded.tokenizer, task.max_new_tokens)
-        description = {"kind": "token-f1", "max_new_tokens": task.max_new_tokens}
-    return EncodedRecords(examples, objective, description)
-
-
-def read_validation_records(
-    path: Path, pool: Sequence[Record], *, is_public: bool, kind: str | None = None
-) -> list[Record]:
-    """Returns public validation records; refuses records that are not declared public or private.
-
-    Args:
-        path: Their file.
-        pool: The private records.
-        is_public: Whether they were declared public.
-        kind: See `read_records`; None takes the pool's.
-
-    Raises:
-        InvalidParameterError: If they are not declared public.
-        InvalidDataError: If one of them is in the pool.
-    """
-    if not is_public:
-        raise InvalidParameterError(
-            "scores on --validation are published in metrics.jsonl and may choose the checkpoint, "
-            "so its records must be public: confirm with --validation-is-public."
-        )
-    if kind is None:
-        kind = "classification" if pool[0].label is not None else "completion"
-    records = read_records(path, kind=kind, min_records=1)
-    shared = overlap(records, pool)
-    if shared:
-        raise InvalidDataError(
-            f"{path}: {len(shared)} records are in the training pool too (the first at line "
-            f"{shared[0]}); their scores would be an unaccounted release. Remove them."
-        )
-    return records
 
 
 def load_for_tuning(
@@ -403,13 +267,3 @@ def make_membership(config: TuneConfig, num_records: int) -> np.ndarray:
     if config.guarantee != "pac":
         return np.ones((num_records, 1), dtype=np.bool_)
     return config.candidates.membership(num_records)
-
-
-def digest_examples(examples: Sequence[Example]) -> str:
-    """Returns a hash of the encoded pool; private: it goes to the sealed journal only."""
-    digest = hashlib.sha256()
-    for example in examples:
-        parts = [example.input_ids, example.target, example.num_prompt_tokens, example.references]
-        # only where there are any: earlier runs have none, and keep their hash
-        digest.update(canonical_json([*parts, *([example.forbidden] if example.forbidden else [])]))
-    return digest.hexdigest()

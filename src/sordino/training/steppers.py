@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from sordino.training.batch_plan import AbstractPlan
     from sordino.training.config import TuneConfig
     from sordino.training.dp_plan import DpPlan
+    from sordino.training.encoding import EncodedRecords, Task, TaskOptions
     from sordino.training.loop import AbstractStepper
-    from sordino.training.setup import EncodedRecords, Task, TaskOptions
     from sordino.training.workers import Workers
 
 

@@ -17,8 +17,9 @@ from sordino.training import options
 from sordino.training.assembly import RunRequest, run
 from sordino.training.canaries import choose_canaries
 from sordino.training.dp_plan import choose_dp_options
+from sordino.training.encoding import TaskOptions, read_validation_records
 from sordino.training.run_folder import RunFolder
-from sordino.training.setup import AdapterOptions, TaskOptions, read_validation_records
+from sordino.training.setup import AdapterOptions
 from sordino.training.workers import Workers
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from typing_extensions import Doc
 
 from sordino.core.errors import LedgerError, SordinoError, VerificationError
-from sordino.ledger.certificate import compute_certificate, describe_certificate
+from sordino.ledger.certificate import compute_certificate
+from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.ledger import Ledger
 from sordino.ledger.transcript import StepSymbols, TranscriptHeader, read_transcript
 from sordino.models import initial_adapter_tensor, load_model

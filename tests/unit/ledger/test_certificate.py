@@ -12,11 +12,8 @@ from mpmath import mp, mpf
 
 import oracles
 from sordino.core.errors import BudgetExceededError, LedgerError
-from sordino.ledger.certificate import (
-    NO_GUARANTEE,
-    compute_certificate,
-    describe_certificate,
-)
+from sordino.ledger.certificate import NO_GUARANTEE, compute_certificate
+from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.ledger import GENESIS, Ledger, canonical_json
 
 if TYPE_CHECKING:

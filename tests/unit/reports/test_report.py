@@ -17,7 +17,8 @@ from helpers_audits import (
     write_holder_report,
 )
 from sordino.core.errors import InvalidDataError, InvalidParameterError, LedgerError
-from sordino.ledger.certificate import compute_certificate, describe_certificate
+from sordino.ledger.certificate import compute_certificate
+from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.ledger import Ledger
 from sordino.reports.audit_record import Audit, read_audit
 from sordino.reports.report import AuditFolder, publishable_part, report
