@@ -8,6 +8,7 @@ reach at 2,048 tokens just before or after, whichever is more. A backward pass t
 weights has the products of a forward pass, not twice as many. OMP_NUM_THREADS=1 measures one of
 several processes.
 Projection: a whole gradient pass with K directions over the same pass without projecting.
+Profile: where a forward pass spends its time; which tokens are padding.
 N and memory: a pass over 2 N records over a pass over N; peak memory at 4 N over that at N.
 d and M: a pass that trains eight times as many numbers; sums over 32 times as many subsets.
 """
@@ -137,6 +138,25 @@ def measure_utilisation(pool: list[Record], repeats: int) -> None:
         report(f"projected step / matmul peak, {name}", share, ">= 0.50")
 
 
+def measure_profile(pool: list[Record], repeats: int) -> None:
+    """Prints where a forward pass spends its time, and how many of its tokens are padding."""
+    with scratch() as folder:
+        parts = first_order(pool, folder)
+    for _ in range(repeats):
+        forward(parts)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        forward(parts)
+    spent = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    kinds = {"matrix products": "aten::mm", "attention": "aten::_scaled_dot_product"}
+    for kind, start in kinds.items():
+        share = sum(time for key, time in spent.items() if key.startswith(start))
+        print(f"forward pass, share of {kind}: {share / sum(spent.values()):.2f}", flush=True)
+    lengths = parts.objective.lengths
+    batches = parts.session.stepper.plan.batches(0)
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    print(f"tokens that are padding: {1 - sum(lengths) / padded:.3f}", flush=True)
+
+
 def measure_projection(pool: list[Record], repeats: int) -> None:
     for K in (256, 1024, 4096, 32768):
         with scratch() as folder:
@@ -184,6 +204,7 @@ def measure_memory(num_records: int) -> None:
 
 PARTS = {
     "utilisation": measure_utilisation,
+    "profile": measure_profile,
     "projection": measure_projection,
     "sizes": measure_sizes,
 }
