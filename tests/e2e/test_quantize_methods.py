@@ -301,6 +301,10 @@ def test_geometry_of_a_run(
         geometry = layer["geometry"]
         assert 0.0 <= geometry["changed_rate"] <= 1.0
         assert 0.0 < geometry["pivot_share"] <= 1.0
+    shell = run_cli(capsys, "report", tmp_path / "q")
+    assert shell.code == 0, shell.err
+    assert "What quantization did" in (tmp_path / "q.audit" / "report.html").read_text("utf-8")
+    assert sordino.verify(tmp_path / "q").is_valid  # the page lies beside the folder
     with pytest.raises(InvalidParameterError, match="geometry compares"):
         quantize(wide, tmp_path / "r", calibration=str(texts), geometry=True)
     with pytest.raises(InvalidParameterError, match="scales their columns"):

@@ -181,15 +181,17 @@ def show_quantize(result: QuantizeResult, as_json: bool) -> None:  # noqa: FBT00
     from sordino.reports.quantize_lines import (
         GEOMETRY_HEADERS,
         HEADERS,
-        describe_quantize,
+        describe_layers,
         geometry_rows,
         table_rows,
     )
+    from sordino.reports.quantize_output import layer_record
 
     if as_json:
         typer.echo(result.record.read_text(encoding="utf-8").rstrip())
         return
-    rows = table_rows(result)
+    layers = [layer_record(item) for item in result.layers.values()]
+    rows = table_rows(layers)
     if rows:
         first, *others = HEADERS
         numbers = [Column(header, justify="right") for header in others]
@@ -197,11 +199,12 @@ def show_quantize(result: QuantizeResult, as_json: bool) -> None:  # noqa: FBT00
         for row in rows:
             table.add_row(*row.cells(), end_section=row is rows[-2])
         _out.print(table)
-    cells = geometry_rows(result)
+    cells = geometry_rows(layers)
     if cells:
         table = Table(Column(GEOMETRY_HEADERS[0], overflow="fold"), *GEOMETRY_HEADERS[1:])
         for row in cells:
             table.add_row(*row)
         _out.print(table)
-    for line in describe_quantize(result):
+    for line in (*describe_layers(layers, result.kept), *result.privacy["lines"]):
         _out.print(line)
+    _out.print(f"Folder: {result.output}. Every layer: {result.record}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.reports.audit_figures import draw_bounds
@@ -18,8 +18,11 @@ from sordino.reports.audit_words import (
     name_words,
     setting_words,
 )
+from sordino.reports.quantization_section import is_publishable, make_quantization_section
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sordino.reports.audit_record import Audit
     from sordino.reports.holder_report import HolderReport
 
@@ -27,8 +30,8 @@ _TEMPLATE = "audit.html.jinja"
 _LEFT_OUT = (
     "Left out, because it was computed on records of the pool and handing it out would be a "
     "release that no certificate covers: membership attacks on records, the subset game, "
-    "leave-one-out losses, sensitive strings, what tuning taught the model, cost, notes, and "
-    "verdicts that rest on these."
+    "leave-one-out losses, sensitive strings, what tuning taught the model, what quantization with "
+    "private texts lost, cost, notes, and verdicts that rest on these."
 )
 
 
@@ -41,6 +44,8 @@ class PageSource:
         audit: What was measured; None: nothing.
         certificate_in_words: Empty for models made elsewhere.
         holder_report: Leave-one-out losses; for the data holder only.
+        claims_once_quantized: What is left of a run's certificate after quantization.
+        quantization: The record of a quantized model.
         is_public: Whether the page may leave the building.
 
     Raises:
@@ -51,6 +56,8 @@ class PageSource:
     audit: Audit | None
     certificate_in_words: tuple[str, ...]
     holder_report: HolderReport | None = None
+    claims_once_quantized: tuple[str, ...] = ()
+    quantization: Mapping[str, Any] | None = None
     is_public: bool = False
 
     def __post_init__(self) -> None:
@@ -59,6 +66,8 @@ class PageSource:
         if audit is not None:
             private += [audit.membership, audit.subset, audit.pii, audit.findings]
             private += [audit.cost, audit.notes]
+        if self.quantization is not None:
+            private.append(not is_publishable(self.quantization))
         if self.is_public and any(private):
             raise InvalidParameterError(
                 "a public page must not hold what was computed on records of the pool; draw it "
@@ -80,6 +89,9 @@ def render_audit_page(source: PageSource) -> str:
             audit.to_bytes()
         except ValueError as error:
             raise InvalidDataError(f"the record of an audit is not finite: {error}.") from None
+    sections = make_sections(audit, source.holder_report)
+    if source.quantization is not None:
+        sections.append(make_quantization_section(source.quantization))
     cards = make_cards(audit, source.certificate_in_words)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -98,8 +110,8 @@ def render_audit_page(source: PageSource) -> str:
         status=gravest(cards),
         headline=headline(cards),
         meanings=meanings(cards),
-        is_private=audit is not None or source.holder_report is not None,
-        sections=make_sections(audit, source.holder_report),
+        is_private=audit is not None or any(section.is_for_holder for section in sections),
+        sections=sections,
         missing=_missing(source),
         left_out=_LEFT_OUT,
         version=version("sordino"),

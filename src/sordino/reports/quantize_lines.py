@@ -1,23 +1,21 @@
-"""A quantization in a table and in words, for the terminal."""
+"""A quantization in tables and in words, for the terminal and the report."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sordino.quantization.provenance import WHAT_THE_BOUND_SAYS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from sordino.quantization.pipeline import FinishedLayer
-    from sordino.reports.quantize import QuantizeResult
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "GEOMETRY_HEADERS",
     "HEADERS",
     "QuantizeRow",
-    "describe_quantize",
+    "describe_layers",
     "geometry_rows",
     "table_rows",
 ]
@@ -38,55 +36,60 @@ _MOST_WORST = 3
 
 @dataclass(frozen=True, slots=True)
 class QuantizeRow:
-    """One line of the table: a layer, or the sum over several."""
+    """One line of the table: a layer, or the sum over several, as the record holds them."""
 
     name: str
-    items: Sequence[FinishedLayer]
+    layers: Sequence[Mapping[str, Any]]
 
     def cells(self) -> list[str]:
         """Returns the line's cells, as `HEADERS` names them."""
-        certificates = [item.certificate for item in self.items if item.certificate is not None]
-        exact, nearest, predicted, bound = (
-            sum(getattr(c, name) for c in certificates)
-            for name in ("exact", "nearest", "predicted", "bound")
+        certificates = [layer["certificate"] for layer in self.layers]
+        exact, nearest, predicted, bound, clipped = (
+            sum(certificate[name] for certificate in certificates)
+            for name in ("exact", "nearest", "predicted", "bound", "clipped")
         )
-        num_weights = sum(item.layer.codes.numel() for item in self.items)
-        clipped = sum(c.clipped for c in certificates) / num_weights
+        num_weights = sum(math.prod(layer["shape"]) for layer in self.layers)
         share = exact / nearest if nearest else 1.0
         losses = [f"{loss:.4g}" for loss in (exact, nearest)]
         bounds = [f"{loss:.4g}" for loss in (predicted, bound)]
-        holds = f"{sum(c.applies for c in certificates)} of {len(certificates)}"
-        return [self.name, *losses, f"{share:.3f}", *bounds, f"{clipped:.2%}", holds]
+        holds = f"{sum(found['applies'] for found in certificates)} of {len(certificates)}"
+        return [self.name, *losses, f"{share:.3f}", *bounds, f"{clipped / num_weights:.2%}", holds]
 
 
-def table_rows(result: QuantizeResult) -> list[QuantizeRow]:
+def table_rows(layers: Iterable[Mapping[str, Any]]) -> list[QuantizeRow]:
     """Returns sums over layers of one kind, the worst layers, and the sum of all.
 
     Without calibration there is nothing to show, and the list is empty.
+
+    Args:
+        layers: As `quantization.json` holds them.
     """
-    items = [item for item in result.layers.values() if item.certificate is not None]
-    if not items:
+    certified = [layer for layer in layers if layer["certificate"] is not None]
+    if not certified:
         return []
-    kinds: dict[str, list[FinishedLayer]] = {}
-    for item in items:
-        kinds.setdefault(item.layer.name.rsplit(".", 1)[-1], []).append(item)
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for layer in certified:
+        kinds.setdefault(layer["name"].rsplit(".", 1)[-1], []).append(layer)
     rows = [QuantizeRow(f"{kind} ({len(found)})", found) for kind, found in kinds.items()]
-    worst = sorted(items, key=_exact, reverse=True)[:_MOST_WORST]
-    rows.extend(QuantizeRow(f"worst: {item.layer.name}", [item]) for item in worst)
-    return [*rows, QuantizeRow(f"all ({len(items)})", items)]
+    worst = sorted(certified, key=lambda layer: -layer["certificate"]["exact"])[:_MOST_WORST]
+    rows.extend(QuantizeRow(f"worst: {layer['name']}", [layer]) for layer in worst)
+    return [*rows, QuantizeRow(f"all ({len(certified)})", certified)]
 
 
-def geometry_rows(result: QuantizeResult) -> list[list[str]]:
+def geometry_rows(layers: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     """Returns mean and worst of each metric by kind of layer; empty if none was measured.
 
     `changed` is the share of codes that fine-tuning changed: its smallest value counts as worst,
     for there the grid holds least of it.
+
+    Args:
+        layers: As `quantization.json` holds them.
     """
     kinds: dict[str, list[Mapping[str, Any]]] = {}
-    for item in result.layers.values():
-        if item.geometry is not None:
-            kind = item.layer.name.rsplit(".", 1)[-1]
-            kinds.setdefault(kind, []).append(item.geometry)
+    for layer in layers:
+        if layer["geometry"] is not None:
+            kind = layer["name"].rsplit(".", 1)[-1]
+            kinds.setdefault(kind, []).append(layer["geometry"])
     return [
         [f"{kind} ({len(found)})", *(_mean_and_worst(found, *how) for how in _GEOMETRY.values())]
         for kind, found in kinds.items()
@@ -102,20 +105,25 @@ def _mean_and_worst(found: list[Mapping[str, Any]], name: str, is_largest: bool)
     return f"{sum(values) / len(values):.3g} ({worst:.3g})"
 
 
-def describe_quantize(result: QuantizeResult) -> list[str]:
-    """Returns what stands below the table."""
-    codes = [item.layer for item in result.layers.values()]
-    num_bytes, num_weights = sum(c.num_bytes for c in codes), sum(c.codes.numel() for c in codes)
+def describe_layers(layers: Sequence[Mapping[str, Any]], kept: Mapping[str, str]) -> list[str]:
+    """Returns what the numbers of layers mean.
+
+    Args:
+        layers: As `quantization.json` holds them.
+        kept: Layers in full precision, and why.
+    """
+    num_bytes = sum(layer["num_bytes"] for layer in layers)
+    num_weights = sum(math.prod(layer["shape"]) for layer in layers)
     lines = [
         (
-            f"{len(codes)} layers, {num_weights:,} weights in {num_bytes:,} bytes "
+            f"{len(layers)} layers, {num_weights:,} weights in {num_bytes:,} bytes "
             f"({8 * num_bytes / num_weights:.3f} bits a weight, scales included)."
         )
     ]
-    if result.kept:
-        reasons = sorted(set(result.kept.values()))
-        lines.append(f"{len(result.kept)} stay in full precision: {'; '.join(reasons)}.")
-    if table_rows(result):
+    if kept:
+        reasons = sorted(set(kept.values()))
+        lines.append(f"{len(kept)} stay in full precision: {'; '.join(reasons)}.")
+    if any(layer["certificate"] is not None for layer in layers):
         lines.append(WHAT_THE_BOUND_SAYS)
         lines.append(
             "The bound is proven for a layer only where no limit changed a code of it, or it lost "
@@ -123,16 +131,9 @@ def describe_quantize(result: QuantizeResult) -> list[str]:
         )
     else:
         lines.append("No calibration texts, hence no certificate of any layer's output error.")
-    if any(item.has_scaled_inputs for item in result.layers.values()):
+    if any(layer["has_scaled_inputs"] for layer in layers):
         lines.append(
             "Input scales were folded into the modules before: losses of such layers speak of the "
             "scaled weights and inputs."
         )
-    lines.extend(result.privacy["lines"])
-    lines.append(f"Folder: {result.output}. Every layer: {result.record}.")
     return lines
-
-
-def _exact(item: FinishedLayer) -> float:
-    """Returns a layer's loss."""
-    return 0.0 if item.certificate is None else item.certificate.exact

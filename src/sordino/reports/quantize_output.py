@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sordino.quantization.pipeline import FinishedLayer, LayerStore
     from sordino.quantization.source import QuantizationSource
 
-__all__ = ["write_output"]
+__all__ = ["layer_record", "write_output"]
 
 
 def write_output(
@@ -73,7 +73,7 @@ def write_output(
         },
         format=format_name,
         **parts,
-        layers=[_layer_record(item) for item in finished.values()],
+        layers=[layer_record(item) for item in finished.values()],
         artefacts_sha256=artefact_digests(result),
     )
     replace_file(result / RECORD, record)
@@ -84,8 +84,8 @@ def write_output(
     return output / RECORD
 
 
-def _layer_record(item: FinishedLayer) -> dict[str, Any]:
-    """Returns one layer for the record."""
+def layer_record(item: FinishedLayer) -> dict[str, Any]:
+    """Returns one layer as the record holds it."""
     layer = item.layer
     rows, columns = layer.codes.shape
     return {

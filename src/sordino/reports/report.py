@@ -1,10 +1,10 @@
-"""`sordino report`: the audit and the certificate of a model on one page."""
+"""`sordino report`: audit, certificate and quantization of a model on one page."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typing_extensions import Doc
 
@@ -13,10 +13,12 @@ from sordino.ledger.certificate import compute_certificate
 from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
 from sordino.ledger.ledger import Ledger
+from sordino.quantization.provenance import RECORD, read_record, recompute_privacy
 from sordino.reports.audit_page import PageSource, render_audit_page
 from sordino.reports.audit_record import CONTRADICTED, read_audit
 from sordino.reports.audit_words import NOT_PUBLISHED, is_on_canaries
 from sordino.reports.holder_report import read_holder_report
+from sordino.reports.quantization_section import is_publishable
 from sordino.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -80,7 +82,8 @@ class ReportResult:
 
 def report(
     run: Annotated[
-        Path, Doc("What was audited: a folder of `sordino tune`, or a model or adapter.")
+        Path,
+        Doc("What was made or audited: a folder of `sordino tune` or `sordino quantize`, a model."),
     ],
     *,
     output: Annotated[
@@ -96,6 +99,8 @@ def report(
     ] = False,
 ) -> ReportResult:
     """Draws one page that loads nothing: verdict, certificate in words, what was measured.
+
+    Of a folder of `sordino quantize` it also shows what each layer lost, and its geometry.
 
     The audit is read from RUN.audit, where `sordino audit` puts it. Without one the page says that
     nothing was measured. The page is for the data holder: publish makes one for everybody else.
@@ -121,9 +126,11 @@ def report(
     page = _require_page(folder, None if output is None else Path(output), publish=publish)
     words = _read_certificate(RunFolder(folder.subject))
     audit = read_audit(folder.record) if folder.record.is_file() else None
-    if audit is None and words is None:
+    quantization = _read_quantization(folder.subject)
+    if audit is None and words is None and quantization is None:
         raise InvalidParameterError(
-            f"{folder.subject} is not a finished run, and {folder.path} holds no audit of it. "
+            f"{folder.subject} is neither a finished run nor a quantized model, and {folder.path} "
+            "holds no audit of it. "
             "Attack it first: sordino audit RUN --members FILE --nonmembers FILE."
         )
     if audit is not None and words not in (None, audit.certificate_in_words):
@@ -136,6 +143,8 @@ def report(
         audit=publishable_part(audit) if publish and audit else audit,
         certificate_in_words=words or (audit.certificate_in_words if audit else ()),
         holder_report=None if publish else _read_holder_report(RunFolder(folder.subject)),
+        claims_once_quantized=tuple(quantization["privacy"]["lines"]) if quantization else (),
+        quantization=quantization if not publish or is_publishable(quantization) else None,
         is_public=publish,
     )
     html = render_audit_page(source).encode()
@@ -245,6 +254,23 @@ def _read_certificate(folder: RunFolder) -> tuple[str, ...] | None:
             f"{folder.path}."
         )
     return tuple(describe_certificate(certificate))
+
+
+def _read_quantization(folder: Path) -> dict[str, Any] | None:
+    """Returns the record of a quantized model; None for what is not one.
+
+    Raises:
+        LedgerError: If it is damaged, or claims what its ledgers do not give.
+    """
+    if not (folder / RECORD).is_file():
+        return None
+    record = read_record(folder)
+    if recompute_privacy(folder) != record.get("privacy"):
+        raise LedgerError(
+            f"{folder / RECORD} claims what its ledgers do not give. Look with sordino verify "
+            f"{folder}."
+        )
+    return record
 
 
 def _read_holder_report(folder: RunFolder) -> HolderReport | None:

@@ -142,7 +142,7 @@ def test_models_made_elsewhere_have_pages(tmp_path: Path, name: str) -> None:
 
 def test_what_was_never_audited_is_refused(tmp_path: Path) -> None:
     """The error says what to do."""
-    with pytest.raises(InvalidParameterError, match=r"not a finished run, .* sordino audit RUN"):
+    with pytest.raises(InvalidParameterError, match=r"neither a finished run .* sordino audit RUN"):
         report(tmp_path / "nothing")
     assert list(tmp_path.iterdir()) == []
 
