@@ -316,3 +316,34 @@ def test_geometry_of_a_run(
             geometry=True,
             method="awq",
         )
+
+
+@pytest.mark.parametrize("is_public", [True, False])
+def test_an_audit_holds_a_quantized_run_against_what_is_left_of_its_claim(
+    *, is_public: bool, tmp_path: Path, wide: Path, run: Path, texts: Path
+) -> None:
+    """Post-processing leaves the claim, private calibration texts void it; task as in the run."""
+    quantize(
+        run,
+        tmp_path / "q",
+        model=str(wide),
+        calibration=str(texts),
+        calibration_is_public=is_public,
+    )
+    sides = {
+        "members": run.parent / "train.jsonl",
+        "nonmembers": write_jsonl(tmp_path / "others.jsonl", sentiment_rows(60)[24:]),
+    }
+    found = sordino.audit(str(tmp_path / "q"), model=str(wide), control=False, **sides).audit
+    assert found.subject["kind"] == "quantized run"
+    assert found.subject["base_sha256"] is not None
+    outcomes = {verdict.game: verdict.outcome for verdict in found.verdicts}
+    claims = [line for line in found.certificate_in_words if "epsilon at most" in line]
+    notes = [note for note in found.notes if "voided what the run claimed" in note]
+    assert (len(claims), len(notes)) == ((1, 0) if is_public else (0, 1))
+    assert (outcomes.get("pool", "nothing claimed") != "nothing claimed") == is_public
+    page = sordino.report(tmp_path / "q").page.read_text("utf-8")
+    assert "What quantization did" in page
+    other = write_tiny_model(tmp_path / "other", **WIDE | {"initializer_range": 0.2})
+    with pytest.raises(InvalidParameterError, match="not the base that this run started from"):
+        sordino.audit(str(tmp_path / "q"), model=str(other), control=False, **sides)

@@ -11,6 +11,7 @@ from sordino.core.errors import InvalidParameterError
 from sordino.gradients.objectives import LanguageModel
 from sordino.ledger.ledger import Ledger
 from sordino.models import load_adapter, load_model, read_adapter_base
+from sordino.quantization.provenance import RECORD, SOURCE_LEDGER, recompute_privacy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +29,8 @@ class Subject:
     Args:
         name: The user's words for it, without the folders of this machine.
         source: What was opened, as the user gave it.
-        kind: "run" (a folder of `sordino tune`), "adapter" (a PEFT folder) or "model".
+        kind: "run" (a folder of `sordino tune`), "quantized run", "adapter" (a PEFT folder) or
+            "model".
         tuned: The model as it would be published.
         tokenizer: Its tokenizer.
         context_length: Longest input in tokens.
@@ -36,6 +38,7 @@ class Subject:
         base_source: Where the base was loaded from; None without a base.
         base_fingerprint: SHA-256 of the base's files; None without a base.
         ledger: What a Sordino run recorded; None for models made elsewhere.
+        is_voided: Whether quantization voided what the run claimed.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Subject:
     base_fingerprint: str | None
     ledger: Ledger | None
     open_base: Callable[[], AbstractContextManager[LanguageModel]] | None
+    is_voided: bool = False
 
     @property
     def has_base(self) -> bool:
@@ -83,8 +87,8 @@ def open_subject(
     """Returns the model to attack.
 
     Args:
-        source: A folder of `sordino tune`, a PEFT adapter's folder, or anything that `load_model`
-            reads: a model folder, a GGUF file, a hub id, "embedded".
+        source: A folder of `sordino tune` or `sordino quantize`, a PEFT adapter's folder, or
+            anything that `load_model` reads: a model folder, a GGUF file, a hub id, "embedded".
         base: The model it was tuned from; None takes what an adapter's folder names, and no base
             for whole models.
         base_bits: Bits of a weight of the base, or of a whole model; None takes what a run's ledger
@@ -96,15 +100,17 @@ def open_subject(
         InvalidParameterError: If the base is not the one the run started from, or does not have
             the same vocabulary.
         ModelUnavailableError: If a model cannot be read.
-        LedgerError: If the ledger of a run folder is damaged.
+        LedgerError: If the ledger of a run, or of the run behind a quantized folder, is damaged.
     """
     folder = Path(source)
-    ledger = Ledger.open(folder / "ledger.jsonl") if (folder / "ledger.jsonl").is_file() else None
-    kind = "model" if ledger is None else "run"
+    ledger, kind, is_voided = _find_ledger(folder)
     if (folder / "adapter_config.json").is_file():
         return _open_adapter(folder, base, base_bits, ledger, dtype=dtype, device=device)
     loaded = load_model(source, dtype=dtype, device=device, base_bits=base_bits)
-    reference = None if base is None else load_model(base, dtype=dtype, device=device)
+    reference = None
+    if base is not None:
+        own_bits = ledger.events[0].get("base_bits") if ledger is not None else None
+        reference = load_model(base, dtype=dtype, device=device, base_bits=own_bits)
     if reference is not None:
         _require_started_from(ledger, reference)
         if reference.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
@@ -125,7 +131,18 @@ def open_subject(
         base_fingerprint=None if reference is None else reference.fingerprint,
         ledger=ledger,
         open_base=None if other is None else lambda: nullcontext(other),
+        is_voided=is_voided,
     )
+
+
+def _find_ledger(folder: Path) -> tuple[Ledger | None, str, bool]:
+    """Returns the ledger of the run behind a model, its kind, and whether its claim is void."""
+    if (folder / "ledger.jsonl").is_file():
+        return Ledger.open(folder / "ledger.jsonl"), "run", False
+    if (folder / RECORD).is_file() and (folder / SOURCE_LEDGER).is_file():
+        privacy = recompute_privacy(folder)  # not what the folder says of itself
+        return Ledger.open(folder / SOURCE_LEDGER), "quantized run", bool(privacy["is_voided"])
+    return None, "model", False
 
 
 def _open_adapter(

@@ -160,7 +160,9 @@ def audit(
     place = Workers.start(device).device
     compute_dtype = choose_compute_dtype(dtype, place)
     subject = open_subject(run, base=model, dtype=compute_dtype, device=place)
-    certificate = None if subject.ledger is None else compute_certificate(subject.ledger)
+    certificate = None
+    if subject.ledger is not None and not subject.is_voided:
+        certificate = compute_certificate(subject.ledger)
     material = Material(
         members=sides[0],
         nonmembers=sides[1],
@@ -361,6 +363,10 @@ def _notes(
         notes.append(
             "On the positive control no membership attack was better than a guess: attacks on "
             "records had no power."
+        )
+    if subject.is_voided:
+        notes.append(
+            "Quantization voided what the run claimed: no claim is left that could be contradicted."
         )
     if not subject.has_base:
         notes.append("Without a base model, scores that compare with it were left out.")
