@@ -173,16 +173,13 @@ def run(
                     print("  pass or step, seconds, dev accuracy:", *curve[-1], flush=True)
                 began = time.process_time()
             test_accuracy = accuracy(parts, objective_of(parts, test, pool))
+        share = settings.get("batch_size", len(pool)) / len(pool)  # of the pool, in a step
         candidates.append(
             {
                 "test": test_accuracy,
                 "dev": curve[-1][2] if curve else None,
                 "seconds": round(spent),
-                "forward_equivalents": len(curve)
-                and curve[-1][0]
-                * method.cost_per_step
-                * settings.get("batch_size", len(pool))
-                / len(pool),
+                "forward_equivalents": curve[-1][0] * share * method.cost_per_step if curve else 0,
                 "released_bits": _released_bits(parts) if learning_rate is None else None,
                 "learning_rate": learning_rate or parts.session.header.learning_rates[0],
                 "curve": curve,
