@@ -63,6 +63,10 @@ METHODS = {
     "pac-batches": Method(
         settings=PAC | {"batch_size": 1000, "num_steps": 12, "learning_rate": 1.0}
     ),
+    "pac-batches-lr2": Method(settings=PAC | {"batch_size": 1000, "num_steps": 12}),
+    "pac-batches-24": Method(
+        settings=PAC | {"batch_size": 1000, "num_steps": 24, "learning_rate": 1.0}
+    ),
     "pac-64-bits": Method(settings=PAC | {"directions_per_step": 32, "num_steps": 2}),
     "pac-k256-flip": Method(
         settings=PAC | {"directions_per_step": 256, "unanimity_flip": 0.35, "learning_rate": 6.0}
