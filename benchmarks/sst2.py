@@ -64,8 +64,17 @@ METHODS = {
         settings=PAC | {"batch_size": 1000, "num_steps": 12, "learning_rate": 1.0}
     ),
     "pac-batches-lr2": Method(settings=PAC | {"batch_size": 1000, "num_steps": 12}),
-    "pac-batches-24": Method(
-        settings=PAC | {"batch_size": 1000, "num_steps": 24, "learning_rate": 1.0}
+    "pac-batches-500": Method(
+        settings=PAC | {"batch_size": 500, "num_steps": 24, "learning_rate": 1.0}
+    ),
+    "pac-batches-k4096": Method(
+        settings=PAC
+        | {
+            "batch_size": 1000,
+            "num_steps": 12,
+            "learning_rate": 1.0,
+            "directions_per_step": 4096,
+        }
     ),
     "pac-64-bits": Method(settings=PAC | {"directions_per_step": 32, "num_steps": 2}),
     "pac-k256-flip": Method(
