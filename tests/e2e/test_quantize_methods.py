@@ -344,6 +344,8 @@ def test_an_audit_holds_a_quantized_run_against_what_is_left_of_its_claim(
     assert (outcomes.get("pool", "nothing claimed") != "nothing claimed") == is_public
     page = sordino.report(tmp_path / "q").page.read_text("utf-8")
     assert "What quantization did" in page
+    assert ("post-processing, which costs no privacy" in page) == is_public
+    assert ("no formal guarantee. Void" in page) == (not is_public)
     other = write_tiny_model(tmp_path / "other", **WIDE | {"initializer_range": 0.2})
     with pytest.raises(InvalidParameterError, match="not the base that this run started from"):
         sordino.audit(str(tmp_path / "q"), model=str(other), control=False, **sides)
