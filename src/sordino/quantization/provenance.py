@@ -43,6 +43,7 @@ __all__ = [
     "read_calibration_source",
     "read_record",
     "recompute_privacy",
+    "require_claim",
 ]
 
 RECORD = "quantization.json"
@@ -321,6 +322,22 @@ def recompute_privacy(folder: Path) -> dict[str, Any]:
     if not isinstance(looked, bool):
         raise LedgerError(f"{RECORD}: looked_at_members must be true or false, got {looked!r}.")
     return describe_privacy(ledger, calibration, looked_at_members=looked)
+
+
+def require_claim(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a folder may claim.
+
+    Args:
+        folder: Of `sordino quantize`.
+        record: Its record, from `read_record`.
+
+    Raises:
+        LedgerError: As `recompute_privacy`, and if the record claims anything else.
+    """
+    privacy = recompute_privacy(folder)
+    if record.get("privacy") != privacy:
+        raise LedgerError(f"{folder / RECORD} claims what its ledgers do not give.")
+    return privacy
 
 
 def _require_charged(path: Path, release: GramRelease | None) -> None:

@@ -66,8 +66,7 @@ class PageSource:
         if audit is not None:
             private += [audit.membership, audit.subset, audit.pii, audit.findings]
             private += [audit.cost, audit.notes]
-        if self.quantization is not None:
-            private.append(not is_publishable(self.quantization))
+        private.append(not is_publishable(self.quantization))
         if self.is_public and any(private):
             raise InvalidParameterError(
                 "a public page must not hold what was computed on records of the pool; draw it "

@@ -49,7 +49,7 @@ def make_quantization_section(record: Mapping[str, Any]) -> Section:
     """
     try:
         return _make_section(record)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise InvalidDataError(
             "quantization.json does not hold what `sordino quantize` writes "
             f"({type(error).__name__}). Look with sordino verify."
@@ -63,9 +63,10 @@ def _make_section(record: Mapping[str, Any]) -> Section:
         "quantization", "What quantization did", is_for_holder=not is_publishable(record)
     )
     section.paragraphs = describe_layers(layers, record["kept"])
+    order = f"order {settings['order']}, " if settings["method"] == "gptq" else ""
     bits = sorted({layer["bits"] for layer in layers})
     section.facts = [
-        ("Method", f"{settings['method']}, order {settings['order']}, {settings['scales']} scales"),
+        ("Method", f"{settings['method']}, {order}{settings['scales']} scales"),
         ("Bits of a weight", " and ".join(map(str, bits))),
         ("Neighbouring inputs that share a scale", str(settings["group_size"] or "a row")),
         ("Calibration texts", record["calibration"]["kind"]),

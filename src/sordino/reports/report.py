@@ -13,7 +13,7 @@ from sordino.ledger.certificate import compute_certificate
 from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
 from sordino.ledger.ledger import Ledger
-from sordino.quantization.provenance import RECORD, read_record, recompute_privacy
+from sordino.quantization.provenance import RECORD, read_record, require_claim
 from sordino.reports.audit_page import PageSource, render_audit_page
 from sordino.reports.audit_record import CONTRADICTED, read_audit
 from sordino.reports.audit_words import NOT_PUBLISHED, is_on_canaries
@@ -130,8 +130,8 @@ def report(
     if audit is None and words is None and quantization is None:
         raise InvalidParameterError(
             f"{folder.subject} is neither a finished run nor a quantized model, and {folder.path} "
-            "holds no audit of it. "
-            "Attack it first: sordino audit RUN --members FILE --nonmembers FILE."
+            "holds no audit of it. Attack it first: sordino audit RUN --members FILE "
+            "--nonmembers FILE."
         )
     if audit is not None and words not in (None, audit.certificate_in_words):
         raise LedgerError(
@@ -265,11 +265,7 @@ def _read_quantization(folder: Path) -> dict[str, Any] | None:
     if not (folder / RECORD).is_file():
         return None
     record = read_record(folder)
-    if recompute_privacy(folder) != record.get("privacy"):
-        raise LedgerError(
-            f"{folder / RECORD} claims what its ledgers do not give. Look with sordino verify "
-            f"{folder}."
-        )
+    require_claim(folder, record)
     return record
 
 

@@ -174,7 +174,13 @@ def test_a_claim_that_the_ledgers_do_not_give_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"layers": None}, {"layers": [{}]}, {"settings": {}}, {"kept": None, "layers": [{"bits": 4}]}],
+    [
+        {"layers": None},
+        {"layers": []},
+        {"layers": [{}]},
+        {"settings": {}},
+        {"kept": None, "layers": [{"bits": 4}]},
+    ],
 )
 def test_a_damaged_record_is_told(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidDataError, match="does not hold what"):
