@@ -17,13 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from common import DEVICE, stopwatch
 from sordino.access.examples import choose_questions
 from sordino.access.forgetting import compare_items, make_items
 from sordino.access.generate import generate, read_questions
@@ -37,8 +37,8 @@ _SHOWN = ("correct", "leak", "false_refusal", "wrong", "wrong_format")
 
 def measure_row(run: Path, test: list[Any], *, is_base: bool) -> dict[str, Any]:
     """Returns rates and items of a run, or of the base that it started from."""
-    dtype = choose_compute_dtype("auto", "cpu")
-    subject = open_subject(str(run), base="embedded", dtype=dtype)
+    dtype = choose_compute_dtype("auto", DEVICE)
+    subject = open_subject(str(run), base="embedded", dtype=dtype, device=DEVICE)
     if is_base:
         with subject.base():
             answers, items = measure(subject, test, make_items())
@@ -52,8 +52,8 @@ def measure_row(run: Path, test: list[Any], *, is_base: bool) -> dict[str, Any]:
 
 
 def tune_row(folder: Path, run: Path, size: int, rate: float, seed: int) -> float:
-    """Tunes a run, and returns the processor's seconds."""
-    began = time.process_time()
+    """Tunes a run, and returns its seconds."""
+    began = stopwatch()
     tune(
         model="embedded",
         questions=folder / "questions" / "train",
@@ -63,9 +63,9 @@ def tune_row(folder: Path, run: Path, size: int, rate: float, seed: int) -> floa
         forgetting=False,
         learning_rate=rate,
         seed=seed,
-        device="cpu",
+        device=DEVICE,
     )
-    return time.process_time() - began
+    return stopwatch() - began
 
 
 def finished(rows: Path) -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ def print_table(folder: Path) -> None:
         finished(folder / "rows.jsonl"), key=lambda row: (row["rate"], row["seed"], row["size"])
     )
     base = next((row for row in rows if row["size"] == 0), None)
-    print("records | rate | seed | " + " | ".join(_SHOWN) + " | general items | cpu s")
+    print("records | rate | seed | " + " | ".join(_SHOWN) + " | general items | s")
     for row in rows:
         cells = []
         for name in _SHOWN:

@@ -6,9 +6,10 @@ Run: python benchmarks/dp_step.py [--quick] [--train lora full] [--batch 4 16 64
 
 Plain is the same losses on the same model in the same compute type, their mean, `backward()`, and
 gradients of the trainable tensors only, with the same attention. Ours adds clipped gradients to
-float32 sums. Neither adds noise nor moves a weight. Times are of the processor, on one thread, in
-turn, A B A B: "time" is the ratio of the shortest, "time_median" the median of paired ratios. Peak
-resident memory comes from a process for each, which takes two steps after loading (Linux only).
+float32 sums. Neither adds noise nor moves a weight. Times are of the processor, on one thread, or
+on the clock of a GPU where there is one, in turn, A B A B: "time" is the ratio of the shortest,
+"time_median" the median of paired ratios. Peak memory, resident (Linux only) or the GPU's, comes
+from a process for each, which takes two steps after loading.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from common import DEVICE, IS_GPU, machine, stopwatch
 from sordino.data.tasks import Example
 from sordino.gradients.attention import CausalAttentionMode
 from sordino.gradients.clipped import ClippedGradients
@@ -57,7 +58,7 @@ def make_objective(kind: str, num_records: int, length: int) -> AbstractObjectiv
 
 def make_model(train: str, dtype: str) -> tuple[LanguageModel, dict[str, torch.nn.Parameter]]:
     """Returns the embedded model and what is trained of it."""
-    loaded = load_model("embedded", dtype=choose_compute_dtype(dtype, "cpu"))
+    loaded = load_model("embedded", dtype=choose_compute_dtype(dtype, DEVICE), device=DEVICE)
     if train == "lora":
         adapted = add_lora(loaded.model, rank=8, alpha=16.0, factors="both", seed=0)
         tensors = trainable_tensors(adapted)
@@ -80,7 +81,7 @@ def plain_step(
     accumulate: bool,
 ) -> Callable[[int], None]:
     """Returns a step that is not private."""
-    total = {name: torch.zeros(p.shape) for name, p in tensors.items() if accumulate}
+    total = {name: torch.zeros(p.shape, device=DEVICE) for name, p in tensors.items() if accumulate}
 
     def step(_: int) -> None:
         for tensor in tensors.values():
@@ -114,6 +115,26 @@ def private_step(
         clipped.add_batch(total, batch)
 
     return step
+
+
+def forget_peak() -> None:
+    """Makes this process's peak memory what it takes now."""
+    gc.collect()
+    if IS_GPU:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes() -> int:
+    """Returns the peak since: allocated on the GPU, or resident."""
+    return torch.cuda.max_memory_allocated() if IS_GPU else resident_bytes("VmHWM")
+
+
+def resident_bytes(field: str) -> int:
+    """Returns this process's resident memory (VmRSS) or its peak (VmHWM)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in status if line.startswith(field))
 
 
 def make_step(arguments: argparse.Namespace, private: bool) -> Callable[[int], None]:
@@ -151,13 +172,14 @@ def measure(arguments: argparse.Namespace, *settings: Any) -> None:
     for repeat in range(arguments.repeats + 1):
         for step, spent in zip(steps, times, strict=True):
             gc.collect()
-            began = time.process_time()  # one thread: other load on the machine counts less
+            began = stopwatch()  # one thread: other load on the machine counts less
             step(repeat)
             if repeat:
-                spent.append(time.process_time() - began)
+                spent.append(stopwatch() - began)
     ours, plain = min(times[0]), min(times[1])
     paired = statistics.median(a / b for a, b in zip(*times, strict=True))
     line = {
+        "machine": machine(),
         "train": train,
         "objective": kind,
         "batch": batch,
@@ -197,12 +219,10 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.memory_of:
         step = make_step(arguments, arguments.memory_of == "private")
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the loading's peak
+        forget_peak()
         step(0)
         step(1)
-        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        print(next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM")))
+        print(peak_bytes())
         return
     if arguments.quick:
         arguments.batch, arguments.length = [8], [64, 256]

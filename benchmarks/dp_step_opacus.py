@@ -15,9 +15,10 @@ full: all parameters of the model as it is. Opacus' ghost clipping refuses the t
 All three sides run the same model, compute type, attention kernel and tokens, on one thread, and
 the mean loss over the second half of each record's tokens; none adds noise or moves a weight. Ours
 ends with float32 sums, the others with gradients in the model's type. Times are of the processor,
-in turn A B C A B C, each side on a model of its own; ratios are of the shortest, medians of paired
-ratios in brackets. Memory is what one step takes, in a process per side, above what the loaded
-model takes (Linux only), the sums or gradients included; in brackets the ratio of all memory.
+or on the clock of a GPU where there is one, in turn A B C A B C, each side on a model of its own;
+ratios are of the shortest, medians of paired ratios in brackets. Memory is what one step takes, in
+a process per side, above what the loaded model takes (resident, Linux only; the GPU's in one
+process), the sums or gradients included; in brackets the ratio of all memory.
 `--memory-of SIDE --mode full --case 16x64 --dtype float32 --with-optimizer` prints it in bytes for
 a second step of full-weight training with AdamW, whose state lies in memory then.
 `--check` compares the clipped sums in float32, and the norm of what one record adds in bfloat16.
@@ -31,14 +32,13 @@ import gc
 import statistics
 import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from dp_step import make_model
+from common import DEVICE, IS_GPU, machine, stopwatch
+from dp_step import forget_peak, make_model, peak_bytes, resident_bytes
 from sordino.data.tasks import Example
 from sordino.gradients.attention import CausalAttentionMode
 from sordino.gradients.clipped import ClippedGradients
@@ -65,7 +65,8 @@ class Setting:
     def set_batch(self, num_records: int, length: int) -> None:
         """Takes another batch."""
         generator = torch.Generator().manual_seed(0)
-        self.tokens = torch.randint(10, 40_000, (num_records, length), generator=generator)
+        tokens = torch.randint(10, 40_000, (num_records, length), generator=generator)
+        self.tokens = tokens.to(DEVICE)
         self.num_prompt_tokens = length // 2
 
     def _untie(self) -> None:
@@ -184,19 +185,12 @@ def opacus(setting: Setting) -> Callable[[], dict[str, Any]]:
 MAKERS = {"ours": ours, "plain": plain, "opacus": opacus}
 
 
-def resident_bytes(field: str) -> int:
-    """Returns this process's resident memory (VmRSS) or its peak (VmHWM)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in status if line.startswith(field))
-
-
 def memory_of(side: str, setting: Setting, *, with_optimizer: bool) -> None:
     """Prints what this process takes for one step above what it takes now, its sums included."""
     import opacus  # noqa: F401  # on all sides, so that the library itself does not count
 
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the loading's peak
-    before = resident_bytes("VmRSS")
+    forget_peak()
+    before = torch.cuda.memory_allocated() if IS_GPU else resident_bytes("VmRSS")
     gradients = MAKERS[side](setting)()
     if with_optimizer:
         optimizer = torch.optim.AdamW(setting.tensors.values(), lr=0.0, foreach=False)
@@ -207,11 +201,22 @@ def memory_of(side: str, setting: Setting, *, with_optimizer: bool) -> None:
         step = MAKERS[side](setting)
         del gradients
         step()
-    print(resident_bytes("VmHWM") - before, before)
+    print(peak_bytes() - before, before)
 
 
-def measure_memory(side: str, mode: str, case: str, dtype: str) -> tuple[float, float]:
-    """Returns MiB above what was loaded, and what was loaded, of a process of its own."""
+def measure_memory(side: str, loaded: Setting, case: str, dtype: str) -> tuple[float, float]:
+    """Returns MiB above what was loaded, and what was loaded.
+
+    Resident memory is that of a process of its own; a GPU's is counted by torch.
+    """
+    if IS_GPU:
+        setting = copy.deepcopy(loaded)
+        forget_peak()
+        before = torch.cuda.memory_allocated()
+        MAKERS[side](setting)()
+        held = sum(p.numel() * p.element_size() for p in loaded.model.causal_lm.parameters())
+        return (peak_bytes() - before) / 2**20, held / 2**20
+    mode = loaded.mode
     command = [sys.executable, __file__, "--memory-of", side, "--mode", mode, "--case", case]
     command += ["--dtype", dtype]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -228,13 +233,13 @@ def measure(loaded: Setting, case: str, arguments: argparse.Namespace) -> None:
     for repeat in range(arguments.repeats + 1):
         for side, step in steps.items():
             gc.collect()
-            began = time.process_time()  # one thread: other load on the machine counts less
+            began = stopwatch()  # one thread: other load on the machine counts less
             step()
             if repeat:
-                times[side].append(time.process_time() - began)
+                times[side].append(stopwatch() - began)
     del steps, step
     gc.collect()
-    memory = {s: measure_memory(s, mode, case, arguments.dtype) for s in SIDES}
+    memory = {s: measure_memory(s, loaded, case, arguments.dtype) for s in SIDES}
     cells = [mode, str(num_records), str(length)]
     for other in ("plain", "opacus"):
         paired = zip(times["ours"], times[other], strict=True)
@@ -287,6 +292,7 @@ def main() -> None:
         for mode in arguments.mode:
             check(mode)
         return
+    print(machine())
     print(
         "| mode | batch | length | time: ours/plain | ours/Opacus | memory above the loaded "
         "model (in all): ours/plain | ours/Opacus | s: ours / plain / Opacus | MiB: same |"
@@ -295,7 +301,10 @@ def main() -> None:
     for mode in arguments.mode:
         loaded = Setting(mode, 1, 2, arguments.dtype)
         for case in arguments.case:
-            measure(loaded, case, arguments)
+            try:
+                measure(loaded, case, arguments)
+            except torch.OutOfMemoryError as error:
+                print(f"| {mode} | {case} | {str(error).splitlines()[0]} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ Run: python benchmarks/dp_utility.py --task sst2|e2e --data FOLDER --output RESU
 sst2: FOLDER holds train.tsv, dev.tsv and test.tsv (sentence, tab, 0 or 1), 6,920 training
 sentences. e2e: devset.csv (trained on) and testset_w_refs.csv (mr, ref); perplexity of a token of
 the completions. Epsilon "inf" is AdamW without clipping, noise or secret sampling. delta is 1e-5.
-SmolLM2-135M in bfloat16, LoRA r = 8 on query and value of the blocks from --first-layer on. Each
-finished run is one line of RESULTS, so that an interrupted series goes on where it stopped.
+SmolLM2-135M in bfloat16, LoRA r = 8 on query and value of the blocks from --first-layer on, on a
+GPU where there is one. Each finished run is one line of RESULTS, so that an interrupted series goes
+on where it stopped.
 """
 
 from __future__ import annotations
@@ -18,13 +19,21 @@ import argparse
 import csv
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common import TASK, Parts, assemble_run, scratch, take_step
+from common import (
+    TASK,
+    TOKENS_PER_BATCH,
+    Parts,
+    assemble_run,
+    machine,
+    scratch,
+    stopwatch,
+    take_step,
+)
 from sordino.data import Record
 from sordino.training.dp_plan import choose_dp_options
 from sordino.training.encoding import choose_task, encode_records
@@ -32,7 +41,6 @@ from sordino.training.evaluate import evaluate_objective
 from sst2 import read_sentences, split
 
 DELTA = 1e-5
-TOKENS_PER_BATCH = 2048
 
 
 def read_tables(path: Path) -> list[Record]:
@@ -72,7 +80,7 @@ def measure(parts: Parts, records: list[Record], pool: list[Record]) -> float:
     for start in range(0, len(records), 16):
         batch = list(range(start, min(start + 16, len(records))))
         losses = encoded.objective.losses(parts.language_model, batch)
-        total += float(np.dot(losses.detach().double().numpy(), [counts[i] for i in batch]))
+        total += float(np.dot(losses.detach().double().cpu().numpy(), [counts[i] for i in batch]))
     return math.exp(total / sum(counts))
 
 
@@ -110,16 +118,17 @@ def run(
             # the frozen blocks are the same in every run
             parts.language_model.prefix._kept = kept  # noqa: SLF001
         before = measure(parts, test, train)
-        began = time.process_time()
+        began = stopwatch()
         for step in range(arguments.steps):
             take_step(parts, step)
-            print(f"  step {step + 1}, {time.process_time() - began:.0f} s", flush=True)
-        spent = time.process_time() - began
+            print(f"  step {step + 1}, {stopwatch() - began:.0f} s", flush=True)
+        spent = stopwatch() - began
         opening = parts.session.opening
         return {
             "before": before,
             "after": measure(parts, test, train),
             "seconds": round(spent),
+            "machine": machine(),
             "noise_multiplier": opening["dp"] and opening["dp"]["noise_multiplier"],
         }
 

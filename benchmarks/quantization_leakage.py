@@ -18,7 +18,7 @@ import argparse
 import json
 from pathlib import Path
 
-from common import movie_reviews
+from common import DEVICE, movie_reviews
 from sordino.data import normalize_text
 from sordino.gradients.objectives import LanguageModel
 from sordino.quantization.methods import QuantizationSettings
@@ -67,6 +67,7 @@ def main() -> None:
     public = folder / "public.txt"
     public.write_text("\n".join(texts[-arguments.public :]) + "\n", encoding="utf-8")
     opened = open_source(arguments.run, base="embedded")
+    opened.model.to(DEVICE)
     settings = QuantizationSettings(
         bits=4,
         group_size=arguments.group_size,

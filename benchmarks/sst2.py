@@ -6,10 +6,11 @@ Run: python benchmarks/sst2.py --data FOLDER --output RESULTS [--records 1000] [
 
 FOLDER holds train.tsv, dev.tsv and test.tsv (sentence, tab, 0 or 1; no header). Each finished run
 is one line of RESULTS (JSON Lines), so that an interrupted series goes on where it stopped.
-SmolLM2-135M, LoRA r = 8 on query and value; the PAC runs train B alone, AdamW both factors. Seconds
-are processor seconds of training alone, without loading and scoring: with OMP_NUM_THREADS=1 they
-are what an idle machine takes, whatever else runs on it. A forward pass over the training sentences
-counts 1, a forward and backward pass 3.
+SmolLM2-135M, LoRA r = 8 on query and value; the PAC runs train B alone, AdamW both factors. Runs
+are on a GPU where there is one. Seconds are of training alone, without loading and scoring. On the
+CPU they are the processor's: with OMP_NUM_THREADS=1 they are what an idle machine takes, whatever
+else runs on it; on a GPU they are the clock's, and no figure where several runs share it. A forward
+pass over the training sentences counts 1, a forward and backward pass 3.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from common import TASK, Parts, assemble_run, scratch, take_step
+from common import (
+    TASK,
+    TOKENS_PER_BATCH,
+    Parts,
+    assemble_run,
+    machine,
+    scratch,
+    stopwatch,
+    take_step,
+)
 from sordino.data import Record
 from sordino.training.encoding import choose_task, encode_records
 from sordino.training.evaluate import evaluate_objective
@@ -43,16 +52,20 @@ class Method:
     settings: dict[str, Any] = field(default_factory=dict)
     learning_rates: tuple[float, ...] = ()  # AdamW: the best on dev is taken
     uses_half: bool = False
+    factors: str = "both"  # what AdamW trains
     cost_per_step: float = 3.0  # forward equivalents, of the whole pool
 
 
 PAC = {"estimator": "first-order"}
 ZEROTH = {"estimator": "zeroth-order", "clip": 25.0}
 ADAMW = (3e-4,)
+ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 METHODS = {
     "zero-shot": Method(settings={"num_steps": 0}),
     "adamw": Method(learning_rates=ADAMW),
     "adamw-half": Method(learning_rates=ADAMW, uses_half=True),
+    # B alone, which is what the PAC runs train: what the parameters cost, not the method
+    "adamw-b": Method(learning_rates=(1e-3, 3e-3), factors="b"),
     "pac": Method(settings=PAC),
     "pac-skip": Method(settings=PAC | {"on_disagreement": "skip"}),
     "pac-flip": Method(settings=PAC | {"unanimity_flip": 0.35, "learning_rate": 6.0}),
@@ -75,6 +88,32 @@ METHODS = {
             "directions_per_step": 4096,
         }
     ),
+    "pac-batches-48": Method(
+        settings=PAC | {"batch_size": 1000, "num_steps": 48, "learning_rate": 0.5}
+    ),
+    "pac-batches-48-lr1": Method(
+        settings=PAC | {"batch_size": 1000, "num_steps": 48, "learning_rate": 1.0}
+    ),
+    # more steps on all records
+    "pac-16": Method(settings=PAC | {"num_steps": 16, "learning_rate": 1.0}),
+    "pac-16-lr.5": Method(settings=PAC | {"num_steps": 16, "learning_rate": 0.5}),
+    "pac-64": Method(settings=PAC | {"num_steps": 64, "learning_rate": 0.5}),
+    "pac-64-skip": Method(
+        settings=PAC | {"num_steps": 64, "learning_rate": 0.5, "on_disagreement": "skip"}
+    ),
+    "pac-16-k4096": Method(
+        settings=PAC | {"num_steps": 16, "learning_rate": 1.0, "directions_per_step": 4096}
+    ),
+    # more is trained
+    "pac-16-ab": Method(
+        settings=PAC | {"num_steps": 16, "learning_rate": 1.0, "lora_factors": "both"}
+    ),
+    "pac-16-all-layers": Method(
+        settings=PAC | {"num_steps": 16, "learning_rate": 1.0, "lora_targets": ALL_LINEAR}
+    ),
+    "pac-16-rank32": Method(
+        settings=PAC | {"num_steps": 16, "learning_rate": 1.0, "lora_rank": 32}
+    ),
     "pac-64-bits": Method(settings=PAC | {"directions_per_step": 32, "num_steps": 2}),
     "pac-k256-flip": Method(
         settings=PAC | {"directions_per_step": 256, "unanimity_flip": 0.35, "learning_rate": 6.0}
@@ -88,6 +127,18 @@ METHODS = {
     "mezo": Method(
         settings=ZEROTH
         | {"guarantee": "none", "batch_size": 64, "num_steps": 600, "learning_rate": 5e-4},
+        cost_per_step=2.0,
+    ),
+    # what an hour of one core cannot pay for
+    "zeroth-1500": Method(
+        settings=ZEROTH | {"num_steps": 1500, "learning_rate": 2e-3}, cost_per_step=2.0
+    ),
+    "zeroth-1500-lr5": Method(
+        settings=ZEROTH | {"num_steps": 1500, "learning_rate": 5e-3}, cost_per_step=2.0
+    ),
+    "mezo-6000": Method(
+        settings=ZEROTH
+        | {"guarantee": "none", "batch_size": 64, "num_steps": 6000, "learning_rate": 5e-4},
         cost_per_step=2.0,
     ),
 }
@@ -120,7 +171,7 @@ def objective_of(parts: Parts, records: list[Record], pool: list[Record]) -> Abs
 
 
 def accuracy(parts: Parts, objective: AbstractObjective) -> float:
-    scores = evaluate_objective(objective, parts.language_model, tokens_per_batch=2048)
+    scores = evaluate_objective(objective, parts.language_model, tokens_per_batch=TOKENS_PER_BATCH)
     return scores["accuracy"]
 
 
@@ -161,7 +212,7 @@ def run(
     for learning_rate in method.learning_rates or (None,):
         settings: dict[str, Any] = dict(method.settings)
         if learning_rate is not None:
-            settings = {"estimator": "first-order", "lora_factors": "both"}
+            settings |= {"estimator": "first-order", "lora_factors": method.factors}
         num_steps = settings.pop("num_steps", None)
         if num_steps:
             settings["num_steps"] = num_steps
@@ -175,15 +226,15 @@ def run(
                 steps = train_adamw(parts, learning_rate, seed)
             else:
                 steps = train_sordino(parts)
-            curve, spent, began = [], 0.0, time.process_time()
+            curve, spent, began = [], 0.0, stopwatch()
             count = EPOCHS if learning_rate is not None else parts.session.header.num_steps
             every = max(1, count // 8) if with_curve else count
             for number, _ in enumerate(steps, 1):
-                spent += time.process_time() - began
+                spent += stopwatch() - began
                 if number % every == 0 or number == count:
                     curve.append((number, round(spent), accuracy(parts, dev_objective)))
                     print("  pass or step, seconds, dev accuracy:", *curve[-1], flush=True)
-                began = time.process_time()
+                began = stopwatch()
             test_accuracy = accuracy(parts, objective_of(parts, test, pool))
         share = settings.get("batch_size", len(pool)) / len(pool)  # of the pool, in a step
         candidates.append(
@@ -273,6 +324,7 @@ def main() -> None:
                 continue
             print(f"{name}, seed {seed}, {arguments.records} sentences", flush=True)
             line = {"records": arguments.records, "seed": seed, "method": name}
+            line["machine"] = machine()
             line |= run(METHODS[name], splits, seed, with_curve=arguments.curve)
             with arguments.output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

@@ -211,7 +211,9 @@ def read_texts(source: str, opened: QuantizationSource, settings: ProtectSetting
             f"and {len(sides[1])} different ones (a text on both sides counts on neither)."
         )
     parameter = next(opened.model.parameters())
-    subject = open_subject(source, base=settings.base, dtype=parameter.dtype)
+    subject = open_subject(
+        source, base=settings.base, dtype=parameter.dtype, device=str(parameter.device)
+    )
     task = None if subject.ledger is None else subject.ledger.events[0]["task"]
     members, nonmembers = (
         encode_texts(side, opened.tokenizer, opened.context_length, task=task) for side in sides
