@@ -136,14 +136,19 @@ def brute_force_gradients(
 
 
 def adapted_llama(
-    factors: str, kind: str = "rademacher", num_directions: int = 4, **changes: Any
+    factors: str,
+    kind: str = "rademacher",
+    num_directions: int = 4,
+    device: str = "cpu",
+    **changes: Any,
 ) -> tuple[LanguageModel, FlatParameterSpace]:
     """Returns a Llama with a LoRA adapter away from its start, and the space that moves it."""
-    adapted = add_lora(make_model("llama", **changes), rank=2, alpha=4.0, factors=factors, seed=1)
+    base = make_model("llama", **changes).to(device)
+    adapted = add_lora(base, rank=2, alpha=4.0, factors=factors, seed=1)
     tensors = trainable_tensors(adapted)
     generator = torch.Generator().manual_seed(2)
     for parameter in tensors.values():
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator).to(device)
     adapted.requires_grad_(requires_grad=False)
     sizes = {name: p.numel() for name, p in tensors.items()}
     space = FlatParameterSpace(tensors, make_direction_set(kind, 7, sizes, num_directions))

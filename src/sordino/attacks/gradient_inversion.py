@@ -165,6 +165,7 @@ def _find_spans(
         if not bool(torch.isfinite(gradient).all()):
             raise PrecisionError(f"the gradient of {name} is NaN or infinite.")
         layer = model.get_submodule(layer_name)
+        gradient = gradient.to(next(layer.parameters()).device)  # it may have been read from a file
         layers.setdefault(number, layer)
         spans.setdefault(number, [])
         if kind == _LORA_B:

@@ -298,6 +298,7 @@ def _add_weighted(factors: Factors, total: torch.Tensor, weights: torch.Tensor) 
         left.values is not None
         and left.columns is None
         and left.values.dtype == torch.bfloat16
+        and right.device.type == "cpu"  # elsewhere launching a product per unit takes longer
         and len(right) > _FEWEST_ROWS * len(spans)
     ):
         for some, values in _blocks(total, left.values, _ENTRIES_IN_CACHE // right.shape[1]):

@@ -102,10 +102,11 @@ class CopiedParameterSpace(AbstractParameterSpace):
         for name, parameter in self.tensors.items():
             flat = parameter.detach().view(-1)
             start = 0
-            for _, whole in self.directions.combine_tensor(step, symbols.integers, name):
+            blocks = self.directions.combine_tensor(step, symbols.integers, name, flat.device)
+            for _, whole in blocks:
                 block = flat[start : start + whole.numel()]
                 moved = block * (1.0 - learning_rate * weight_decay) if weight_decay else block
-                moved = moved - (whole.reshape(-1) * scale).float().to(block.device)
+                moved = moved - (whole.reshape(-1) * scale).float()
                 has_moved = has_moved or not torch.equal(moved, block)
                 block.copy_(moved)
                 start += whole.numel()

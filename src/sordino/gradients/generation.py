@@ -181,8 +181,9 @@ class _Stopper:
             self._width = input_ids.shape[1] - 1  # the first call comes after the first token
         if self._is_finished is not None:
             going = [row for row, length in enumerate(self.lengths) if length is None]
+            written = input_ids[:, self._width :].tolist()  # once: a device waits each time
             texts = self._tokenizer.batch_decode(
-                [input_ids[row, self._width :].tolist() for row in going],
+                [written[row] for row in going],
                 clean_up_tokenization_spaces=False,
             )
             for row, text in zip(going, texts, strict=True):

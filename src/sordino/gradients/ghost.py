@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sordino.gradients.objectives import AbstractObjective, LanguageModel
 
 _ENTRIES_AT_ONCE = 2**20  # of a layer's projections; larger is slower on processors
+_ENTRIES_AT_ONCE_ON_DEVICE = 2**25
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -151,7 +152,8 @@ class _Sums(AbstractGradientSink):
         widest = max(directions.num_directions, padded_length(shape[1]))
         if left.columns is None:
             widest = max(widest, padded_length(shape[0]))
-        at_once = _ENTRIES_AT_ONCE // widest
+        is_cpu = right.device.type == "cpu"
+        at_once = (_ENTRIES_AT_ONCE if is_cpu else _ENTRIES_AT_ONCE_ON_DEVICE) // widest
         part_at = None
         if left.values is not None and left.columns is not None:
             part_at = directions.left_at(step, name, left.columns)

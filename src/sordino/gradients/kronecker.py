@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ENTRIES_AT_ONCE = 2**17  # of a block of a sum or transform, a power of two; it fits in a cache
+_ENTRIES_AT_ONCE_ON_DEVICE = 2**24
 _MIXING_ROUNDS = 3
 _CPU = torch.device("cpu")
 _LOW_BITS = 9  # rows of a large Hadamard matrix are products of rows of two small ones
@@ -114,7 +115,7 @@ class KroneckerDirections(AbstractDirectionSet):
         signed = gradients.reshape(-1, rows, columns)
         signed = signed * public.row_signs[:, None] * public.column_signs
         result = []
-        for part in signed.split(max(1, _ENTRIES_AT_ONCE // (height * width))):
+        for part in signed.split(max(1, _entries_at_once(gradients.device) // (height * width))):
             padded = part.new_zeros(part.shape[0], height, width)
             padded[:, :rows, :columns] = part
             transformed = walsh_hadamard(padded.reshape(part.shape[0], -1))
@@ -149,7 +150,7 @@ class KroneckerDirections(AbstractDirectionSet):
         return torch.cat(blocks).numpy()
 
     def combine_tensor(
-        self, step: int, weights: NDArray[np.int32], name: str
+        self, step: int, weights: NDArray[np.int32], name: str, device: torch.device = _CPU
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Yields sum_k weights[k] * direction_k for one tensor, exact, a block of rows at a time.
 
@@ -157,17 +158,17 @@ class KroneckerDirections(AbstractDirectionSet):
         row of a fine one, so a block needs a transform of its own size only.
 
         Returns:
-            First row and whole numbers, float64, shape (rows of the block, columns).
+            First row and whole numbers, float64, shape (rows of the block, columns), on `device`.
         """
-        public = self._public(step, name)
+        public = self._public(step, name, device)
         rows, columns = matrix_shape(self.shapes[name])
         width = padded_length(columns)
-        height = min(padded_length(rows), max(1, _ENTRIES_AT_ONCE // width))
+        height = min(padded_length(rows), max(1, _entries_at_once(device) // width))
         place = public.row % height * width + public.column
-        signed = torch.from_numpy(weights.astype(np.float64)) * public.signs
+        signed = torch.from_numpy(weights.astype(np.float64)).to(device) * public.signs
         for first in range(0, rows, height):
             coarse = _parity_signs(public.row // height & first // height)
-            spread = torch.zeros(height * width, dtype=torch.float64)
+            spread = torch.zeros(height * width, dtype=torch.float64, device=device)
             spread.index_add_(0, place, signed * coarse)
             block = walsh_hadamard(spread[None]).view(height, width)[: rows - first, :columns]
             signs = public.row_signs[first : first + height, None] * public.column_signs
@@ -224,6 +225,11 @@ def _shuffled(count: int, num_bits: int, keys: NDArray[np.uint64]) -> NDArray[np
         places = (places * (multiplier | np.uint64(1)) + offset) & mask
         places ^= places >> shift
     return places
+
+
+def _entries_at_once(device: torch.device) -> int:
+    """Returns how large a block of a sum or transform is, a power of two."""
+    return _ENTRIES_AT_ONCE if device.type == "cpu" else _ENTRIES_AT_ONCE_ON_DEVICE
 
 
 def _transform(values: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:

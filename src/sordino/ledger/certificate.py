@@ -257,7 +257,7 @@ def _assumptions(opening: dict[str, Any]) -> tuple[str, ...]:
         return ()
     if opening["guarantee"] == "dp":
         return (
-            *_dp_assumptions(opening["dp"]),
+            *_dp_assumptions(opening["dp"], opening["mechanism"].get("noise_source")),
             *_teacher_assumptions(opening.get("teacher")),
             *_canary_assumptions(opening),
         )
@@ -277,7 +277,7 @@ def _assumptions(opening: dict[str, Any]) -> tuple[str, ...]:
     return (*lines, *_canary_assumptions(opening))
 
 
-def _dp_assumptions(dp: dict[str, Any]) -> tuple[str, ...]:
+def _dp_assumptions(dp: dict[str, Any], noise_source: str | None) -> tuple[str, ...]:
     """Returns what a claim of differential privacy rests on, beyond the mechanism."""
     arithmetic = (
         "the noise is drawn on whole numbers, so that rounding betrays nothing; contributions are "
@@ -285,9 +285,18 @@ def _dp_assumptions(dp: dict[str, Any]) -> tuple[str, ...]:
         if dp["noise"] == "discrete"
         else "exact arithmetic: attacks on the rounding of floating-point noise are not covered"
     )
+    entropy = (
+        "noise and sampling came from the operating system's entropy and stayed with the holder"
+    )
+    if noise_source is not None and "generator keyed by" in noise_source:
+        entropy = (
+            "sampling and the keys of the noise came from the operating system's entropy and "
+            f"stayed with the holder; the noise itself came from a {noise_source}, which is not a "
+            "cryptographic one"
+        )
     return (
         "the holder ran this code as it is, once, on this pool",
-        "noise and sampling came from the operating system's entropy and stayed with the holder",
+        entropy,
         (
             "the base model, the number of units, the sampling probability and all settings are "
             "public and were not chosen by looking at the pool"

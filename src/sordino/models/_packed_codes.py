@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 _CODES_AT_ONCE = 2**18  # float32 values of one part stay in the processor's cache
+_CODES_AT_ONCE_ON_DEVICE = 2**26  # each part costs the same few kernel launches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +69,8 @@ def dequantize(
     total = qweight.shape[1] * (8 // layout.bits)
     shape = (rows, layout.in_features)
     result = torch.empty(shape, dtype=layout.compute_dtype, device=qweight.device)
-    at_once = max(1, _CODES_AT_ONCE // total)
+    is_cpu = qweight.device.type == "cpu"
+    at_once = max(1, (_CODES_AT_ONCE if is_cpu else _CODES_AT_ONCE_ON_DEVICE) // total)
     for start in range(0, rows, at_once):
         part = slice(start, start + at_once)
         packed = qweight[part]

@@ -13,6 +13,7 @@ from sordino.gradients.unit_contributions import UnitContributions
 from sordino.ledger.transcript import TranscriptHeader
 from sordino.mechanisms.candidates import fixed_point_unit
 from sordino.mechanisms.gaussian import GaussianMechanism
+from sordino.mechanisms.noise import noise_source
 from sordino.mechanisms.poisson import PoissonSampler
 from sordino.training.batch_plan import BatchPlan, PoissonPlan
 from sordino.training.gradient_steps import ClippedSum, GradientStepper, PlainSum
@@ -178,11 +179,14 @@ def _make_gradient_stepper(
         noise_std=0.0 if dp is None else dp.noise_std,
     )
     name = "gaussian noise on clipped gradients" if dp is not None else "gradients as they are"
+    mechanism: dict[str, Any] = {"name": name, "optimizer": config.optimizer}
+    if dp is not None:
+        mechanism["noise_source"] = noise_source(given.workers.device)
     return Made(
         stepper=stepper,
         header=_make_header(given, "none"),
         language_model=language_model,
-        mechanism={"name": name, "optimizer": config.optimizer},
+        mechanism=mechanism,
         sampling=_sampling_words(given),
         shared_weight=1.0,
     )

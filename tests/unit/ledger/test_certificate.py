@@ -12,7 +12,7 @@ from mpmath import mp, mpf
 
 import oracles
 from sordino.core.errors import BudgetExceededError, LedgerError
-from sordino.ledger.certificate import NO_GUARANTEE, compute_certificate
+from sordino.ledger.certificate import NO_GUARANTEE, _dp_assumptions, compute_certificate
 from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.ledger import GENESIS, Ledger, canonical_json
 
@@ -323,3 +323,13 @@ def test_the_whole_budget_may_be_spent(path: Path) -> None:
     events = [opening(CHANNEL, 0.25), release(0, 0.125), release(1, 0.125), CLOSE]
     certificate = compute_certificate(write(path, events))
     assert certificate.mutual_information_charged_nats == 0.25
+
+
+def test_noise_of_a_device_is_not_called_the_operating_systems() -> None:
+    """Defect: noise of an accelerator's generator under the words for the stream cipher's."""
+    on_device = "CUDA generator keyed by the operating system"
+    words = " ".join(_dp_assumptions({"noise": "continuous"}, on_device))
+    assert f"the noise itself came from a {on_device}" in words
+    for source in (None, "operating system, ChaCha20, float64"):
+        words = " ".join(_dp_assumptions({"noise": "continuous"}, source))
+        assert "noise and sampling came from the operating system's entropy" in words
