@@ -73,6 +73,7 @@ OPEN = {
     "base_model",
     "base_model_sha256",
     "base_bits",
+    "base_format",
     "teacher",
     "compute_dtype",
     "noise_source",

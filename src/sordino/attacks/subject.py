@@ -81,6 +81,7 @@ def open_subject(
     *,
     base: str | None = None,
     base_bits: int | None = None,
+    base_format: str | None = None,
     dtype: torch.dtype,
     device: str = "cpu",
 ) -> Subject:
@@ -93,6 +94,8 @@ def open_subject(
             for whole models.
         base_bits: Bits of a weight of the base, or of a whole model; None takes what a run's ledger
             says, and plain weights for others.
+        base_format: "codes" or "nf4", how those bits are held; None takes what a run's ledger says,
+            and "codes" for others.
         dtype: Compute type.
         device: Where to compute.
 
@@ -105,12 +108,14 @@ def open_subject(
     folder = Path(source)
     ledger, kind, is_voided = _find_ledger(folder)
     if (folder / "adapter_config.json").is_file():
-        return _open_adapter(folder, base, base_bits, ledger, dtype=dtype, device=device)
-    loaded = load_model(source, dtype=dtype, device=device, base_bits=base_bits)
+        held = find_base_format(ledger, base_bits, base_format)
+        return _open_adapter(folder, base, held, ledger, dtype=dtype, device=device)
+    held = find_base_format(None, base_bits, base_format)
+    loaded = load_model(source, dtype=dtype, device=device, **held)
     reference = None
     if base is not None:
-        own_bits = ledger.events[0].get("base_bits") if ledger is not None else None
-        reference = load_model(base, dtype=dtype, device=device, base_bits=own_bits)
+        own = find_base_format(ledger, None, None)
+        reference = load_model(base, dtype=dtype, device=device, **own)
     if reference is not None:
         _require_started_from(ledger, reference)
         if reference.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
@@ -135,6 +140,18 @@ def open_subject(
     )
 
 
+def find_base_format(
+    ledger: Ledger | None, base_bits: int | None, base_format: str | None
+) -> dict[str, Any]:
+    """Returns base_bits and base_format for `load_model`: what was asked for, else the ledger's."""
+    opening = ledger.events[0] if ledger is not None else {}
+    own_bits, own_format = opening.get("base_bits"), opening.get("base_format", "codes")
+    bits = own_bits if base_bits is None else base_bits
+    if base_format is None:  # other bits than the run's are another base, and not in its format
+        base_format = own_format if bits == own_bits else "codes"
+    return {"base_bits": bits, "base_format": base_format}
+
+
 def _find_ledger(folder: Path) -> tuple[Ledger | None, str, bool]:
     """Returns the ledger of the run behind a model, its kind, and whether its claim is void."""
     if (folder / "ledger.jsonl").is_file():
@@ -148,7 +165,7 @@ def _find_ledger(folder: Path) -> tuple[Ledger | None, str, bool]:
 def _open_adapter(
     folder: Path,
     base: str | None,
-    base_bits: int | None,
+    held: dict[str, Any],
     ledger: Ledger | None,
     *,
     dtype: torch.dtype,
@@ -160,7 +177,7 @@ def _open_adapter(
         base or opening.get("base_model") or read_adapter_base(folder),
         dtype=dtype,
         device=device,
-        base_bits=opening.get("base_bits") if base_bits is None else base_bits,
+        **held,
     )
     _require_started_from(ledger, loaded)
     adapted, fingerprint = load_adapter(loaded.model, folder)

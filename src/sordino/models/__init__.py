@@ -12,23 +12,37 @@ from sordino.models.adapters import (
 )
 from sordino.models.embedded import embedded_model_path
 from sordino.models.fingerprint import compute_fingerprint
-from sordino.models.load import LoadedModel, choose_compute_dtype, load_model
-from sordino.models.packed_linear import PackedLinear, pack_base, unpack_base
+from sordino.models.load import BASE_FORMATS, LoadedModel, choose_compute_dtype, load_model
+from sordino.models.nf4 import (
+    dequantize_nf4,
+    is_nf4,
+    make_plain_linear,
+    pack_base_nf4,
+    require_nf4_bits,
+)
+from sordino.models.packed_linear import PackedLinear, is_packed, pack_base, unpack_base
 from sordino.models.rounding import round_to_nearest
 
 __all__ = [
+    "BASE_FORMATS",
     "LoadedModel",
     "PackedLinear",
     "add_lora",
     "choose_compute_dtype",
     "compute_fingerprint",
+    "dequantize_nf4",
     "embedded_model_path",
     "initial_adapter_tensor",
+    "is_nf4",
+    "is_packed",
     "load_adapter",
     "load_model",
+    "make_plain_linear",
     "pack_base",
+    "pack_base_nf4",
     "quiet",
     "read_adapter_base",
+    "require_nf4_bits",
     "round_to_nearest",
     "save_adapter",
     "save_full",

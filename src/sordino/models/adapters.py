@@ -16,7 +16,8 @@ from sordino.core.directions import MAX_SEED, public_uniform
 from sordino.core.errors import InvalidParameterError, ModelUnavailableError
 from sordino.models._quiet import quiet
 from sordino.models._reading import first_line
-from sordino.models.packed_linear import PackedLinear
+from sordino.models.nf4 import refuse_merging
+from sordino.models.packed_linear import PackedLinear, is_packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,7 +50,8 @@ def add_lora(
     `name` as in `trainable_tensors`, and 1/sqrt(in_features) rounded to float32. So A costs 8 bytes
     of a transcript. The model is changed in place; its own random streams are not used.
 
-    Adapters of packed layers have the same names, start and files as those of plain layers.
+    Adapters of packed layers have the same names, start and files as those of plain layers; over
+    NF4 layers they compute as over plain ones, and refuse to be merged.
 
     Args:
         model: A causal language model without adapters; its linear layers may be packed.
@@ -65,7 +67,6 @@ def add_lora(
         InvalidParameterError: If an argument is out of range or a target matches no linear layer.
     """
     from peft import LoraConfig, TaskType, get_peft_model
-    from peft.tuners.lora import Linear
 
     require_integer("rank", rank, 1)
     require_positive("alpha", alpha)
@@ -84,11 +85,11 @@ def add_lora(
         fan_in_fan_out=_is_transposed(linear, chosen),
         task_type=TaskType.CAUSAL_LM,
     )
-    if any(isinstance(linear[name], PackedLinear) for name in chosen):
-        config._register_custom_module({PackedLinear: Linear})  # noqa: SLF001 - PEFT's documented way
+    _adapt_packed_layers(config, [linear[name] for name in chosen])
     with torch.random.fork_rng(devices=[]), quiet():  # PEFT draws weights that are replaced below
         adapted = get_peft_model(model, config, adapter_name=_ADAPTER)
     _require_adapted(adapted, chosen)
+    refuse_merging(adapted)
     for name, parameter in _named_tensors(adapted).items():
         is_a, is_b = name.endswith(".lora_A.weight"), name.endswith(".lora_B.weight")
         parameter.requires_grad_(is_b or (is_a and factors == "both"))
@@ -168,7 +169,6 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> tuple[PeftModel,
             the input (prompt tuning) and not inside the layers.
     """
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-    from peft.tuners.lora import Linear
     from safetensors.torch import load_file
 
     folder = Path(folder)
@@ -185,8 +185,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> tuple[PeftModel,
             f"Adapter {folder}: {config.peft_type.value} adapters work on the input, which is not "
             "covered. Merge it into a model, or use adapters inside layers, such as LoRA."
         )
-    if any(isinstance(module, PackedLinear) for module in model.modules()):
-        config._register_custom_module({PackedLinear: Linear})  # noqa: SLF001 - PEFT's documented way
+    _adapt_packed_layers(config, model.modules())
     config.inference_mode = True
     try:
         with torch.random.fork_rng(devices=[]), quiet():
@@ -203,6 +202,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> tuple[PeftModel,
             f"Adapter {folder}: its tensors are not those that its configuration makes in this "
             f"base model (the first: {name}). Give the base it was trained on."
         )
+    refuse_merging(adapted)
     adapted.requires_grad_(requires_grad=False)
     adapted.eval()
     digest = hashlib.sha256()
@@ -226,7 +226,7 @@ def save_full(
             "model must be a plain transformers model, got one with adapters. Use save_adapter, or "
             "merge_and_unload() first."
         )
-    if any(isinstance(module, PackedLinear) for module in model.modules()):
+    if any(map(is_packed, model.modules())):
         raise InvalidParameterError(
             "model must hold plain weights, got packed linear layers, which transformers cannot "
             "load. Load the base model without base_bits, or make them plain with unpack_base."
@@ -234,6 +234,15 @@ def save_full(
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _adapt_packed_layers(config: Any, layers: Iterable[nn.Module]) -> None:
+    """Makes PEFT compute adapters over packed layers as over plain ones."""
+    from peft.tuners.lora import Linear
+
+    kinds = {type(layer) for layer in layers if is_packed(layer)}
+    if kinds:
+        config._register_custom_module(dict.fromkeys(kinds, Linear))  # noqa: SLF001 - PEFT's documented way
 
 
 def _sorted_set(value: object) -> list[Any]:
@@ -323,8 +332,8 @@ def _is_transposed(linear: dict[str, nn.Module], names: Sequence[str]) -> bool:
     """Returns whether the layers store their weight as (in, out), as GPT-2's do."""
     kinds = set()
     for module in (linear[name] for name in names):
-        is_packed = isinstance(module, PackedLinear)
-        kinds.add(module.fan_in_fan_out if is_packed else not isinstance(module, nn.Linear))
+        is_ours = isinstance(module, PackedLinear)
+        kinds.add(module.fan_in_fan_out if is_ours else not isinstance(module, nn.Linear))
     if len(kinds) > 1:
         raise InvalidParameterError("target_modules must not mix Linear and Conv1D layers.")
     return kinds == {True}

@@ -29,6 +29,7 @@ from sordino.models._reading import (
 )
 from sordino.models.embedded import embedded_model_path
 from sordino.models.fingerprint import compute_fingerprint, weight_files
+from sordino.models.nf4 import pack_base_nf4, require_nf4
 from sordino.models.packed_linear import pack_base
 from sordino.models.rounding import require_base_bits
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
+BASE_FORMATS = ("codes", "nf4")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NO_STATED_LIMIT = 2**20  # for architectures without a longest input
 
@@ -53,6 +55,7 @@ class LoadedModel:
         fingerprint: SHA-256 of the files read, see `compute_fingerprint`.
         base_bits: Bits of a weight in packed linear layers, the most that one of them has; None
             where all weights are plain.
+        base_format: How those layers hold them: "codes" (ours) or "nf4" (of bitsandbytes).
     """
 
     model: PreTrainedModel
@@ -60,6 +63,7 @@ class LoadedModel:
     source: str
     fingerprint: str
     base_bits: int | None = None
+    base_format: str = "codes"
 
     @property
     def context_length(self) -> int:
@@ -75,6 +79,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     base_bits: int | None = None,
+    base_format: str = "codes",
 ) -> LoadedModel:
     """Returns the model named by `source`, frozen, in evaluation mode, without dropout.
 
@@ -90,19 +95,23 @@ def load_model(
         base_bits: 4 or 8 rounds the linear layers to packed codes, see `pack_base`; they compute in
             `dtype`. None leaves them as they are, packed ones too. The fingerprint is that of the
             files either way.
+        base_format: "codes", or "nf4" for layers of bitsandbytes, with base_bits 4 on a CUDA
+            device, see `pack_base_nf4`.
 
     Raises:
-        InvalidParameterError: If dtype or device is not one this machine has, base_bits is another
-            number, the model has no layer to pack, or base_bits is given for a model whose layers
-            are packed already.
+        InvalidParameterError: If dtype or device is not one this machine has, base_bits or
+            base_format is another one or does not go with the device, the model has no layer to
+            pack, or base_bits is given for a model whose layers are packed already.
         ModelUnavailableError: If the source cannot be found, fetched or read completely.
-        MissingExtraError: If the embedded model is asked for and not installed.
+        MissingExtraError: If the embedded model, or bitsandbytes, is asked for and not installed.
     """
     if dtype not in _DTYPES.values():
         raise InvalidParameterError(f"dtype must be one of {', '.join(_DTYPES)}; got {dtype}.")
     _require_device(device)
     if base_bits is not None:
         require_base_bits(base_bits)
+    if require_one_of("base_format", base_format, BASE_FORMATS) == "nf4":
+        require_nf4(base_bits, device)
     path = _resolve_source(source)
     stored_bits = None
     with torch.random.fork_rng(devices=[]), quiet():  # the caller's random stream is not consumed
@@ -117,11 +126,13 @@ def load_model(
             )
         _require_matching_vocabulary(path, model, tokenizer)
         _freeze(model)
-        if base_bits is not None:
+        if base_bits is not None and base_format == "nf4":
+            pack_base_nf4(model, dtype)
+        elif base_bits is not None:
             pack_base(model, bits=base_bits)
         model.to(device)
     bits = base_bits if stored_bits is None else stored_bits
-    return LoadedModel(model, tokenizer, source, compute_fingerprint(path), bits)
+    return LoadedModel(model, tokenizer, source, compute_fingerprint(path), bits, base_format)
 
 
 def choose_compute_dtype(name: str, device: str) -> torch.dtype:

@@ -14,8 +14,10 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from sordino.core.errors import InvalidParameterError
+from sordino.models._frozen_layers import linear_kind, replace_frozen_layers
 from sordino.models._one_token import OneTokenWeight, is_one_token, make_one_token_weight
 from sordino.models._packed_codes import Layout, dequantize, pack, unpack
+from sordino.models.nf4 import is_nf4, make_plain_linear
 from sordino.models.rounding import (
     FLOATS,
     GROUP_SIZE,
@@ -112,7 +114,7 @@ class PackedLinear(torch.nn.Module):
         Raises:
             InvalidParameterError: If the layer is of another kind, or its weights are not finite.
         """
-        kind = _kind(linear)
+        kind = linear_kind(linear)
         if kind is None:
             raise InvalidParameterError(
                 f"only torch.nn.Linear and Conv1D layers can be packed, got "
@@ -236,43 +238,18 @@ def pack_base(
     """
     require_base_bits(bits)
     require_group_size(group_size)
-    if isinstance(skip, str):
-        raise InvalidParameterError(f"skip must be a list of names, got the string {skip!r}.")
-    found = {
-        name: module
-        for name, module in model.named_modules(remove_duplicate=False)
-        if _kind(module) is not None
-    }
-    if any(".lora_" in name for name in found):
-        raise InvalidParameterError("model already has adapters: pack the base model first.")
-    for wanted in skip:
-        if not any(_is_named(name, wanted) for name in found):
-            raise InvalidParameterError(
-                f"skip must name linear layers of the model, got {wanted!r}. There are: "
-                f"{', '.join(sorted({name.rsplit('.', 1)[-1] for name in found}))}."
-            )
-    output = getattr(model, "get_output_embeddings", lambda: None)()
-    packed: dict[int, PackedLinear] = {}  # a layer that occurs twice is packed once
-    for name in list(found):
-        module = found.pop(name)  # so that its weight is freed before the next one is packed
-        is_trained = any(p.requires_grad for p in module.parameters())
-        if module is output or is_trained or any(_is_named(name, wanted) for wanted in skip):
-            continue
-        if id(module) not in packed:
-            try:
-                layer = PackedLinear.from_linear(
-                    module, bits=bits, group_size=group_size, is_symmetric=is_symmetric
-                )
-            except InvalidParameterError as error:
-                raise InvalidParameterError(f"{name}: {error}") from error
-            packed[id(module)] = layer
-        model.set_submodule(name, packed[id(module)])
-    if not packed:
-        raise InvalidParameterError(
-            "there is no frozen linear layer to pack. Freeze the model with "
-            "requires_grad_(False); layers of an architecture's own kind cannot be packed."
+
+    def make(linear: torch.nn.Module) -> torch.nn.Module:
+        return PackedLinear.from_linear(
+            linear, bits=bits, group_size=group_size, is_symmetric=is_symmetric
         )
-    return model
+
+    return replace_frozen_layers(model, make, skip=skip)
+
+
+def is_packed(module: torch.nn.Module) -> bool:
+    """Returns whether a layer holds its weight in few bits: as codes of ours, or in NF4."""
+    return isinstance(module, PackedLinear) or is_nf4(module)
 
 
 def unpack_base(model: torch.nn.Module) -> torch.nn.Module:
@@ -287,7 +264,7 @@ def unpack_base(model: torch.nn.Module) -> torch.nn.Module:
     found = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, PackedLinear)
+        if is_packed(module)
     }
     if any(".lora_" in name for name, _ in model.named_modules()):
         raise InvalidParameterError("model already has adapters: unpack the base model first.")
@@ -299,10 +276,12 @@ def unpack_base(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def _plain(packed: PackedLinear) -> torch.nn.Module:
+def _plain(packed: torch.nn.Module) -> torch.nn.Module:
     """Returns a frozen Linear or Conv1D layer with the weight of a packed one."""
     from transformers.pytorch_utils import Conv1D
 
+    if not isinstance(packed, PackedLinear):
+        return make_plain_linear(packed)
     weight, bias = packed.dequantize(), packed.bias
     layer: torch.nn.Module
     with torch.device("meta"):  # the weights it would draw are never used
@@ -348,18 +327,6 @@ class _PackedProduct(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
         return F.linear(tangents[0], dequantize(ctx.layout, *ctx.saved_tensors))
-
-
-def _kind(module: torch.nn.Module) -> str | None:
-    """Returns "linear" or "conv1d"; None for every other class, subclasses too."""
-    from transformers.pytorch_utils import Conv1D
-
-    return {torch.nn.Linear: "linear", Conv1D: "conv1d"}.get(type(module))
-
-
-def _is_named(name: str, wanted: str) -> bool:
-    """Returns whether a full name is `wanted`, or ends in "." and it."""
-    return name == wanted or name.endswith(f".{wanted}")
 
 
 def _require_codes(codes: torch.Tensor, bits: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sordino.core.errors import InvalidParameterError
-from sordino.models import PackedLinear
+from sordino.models import PackedLinear, is_packed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ def require_layers(model: PreTrainedModel, layers: Mapping[str, QuantizedLayer])
         raise InvalidParameterError("model has adapters: merge them first (merge_and_unload).")
     if not layers:
         raise InvalidParameterError("layers must name at least one linear layer, got none.")
-    packed = [name for name, module in modules.items() if isinstance(module, PackedLinear)]
+    packed = [name for name, module in modules.items() if is_packed(module)]
     left = [name for name in packed if name not in layers]
     if left:
         raise InvalidParameterError(

@@ -11,7 +11,14 @@ import torch
 
 from sordino.core.errors import InvalidParameterError
 from sordino.ledger.ledger import Ledger
-from sordino.models import PackedLinear, load_adapter, load_model, read_adapter_base
+from sordino.models import (
+    PackedLinear,
+    is_nf4,
+    load_adapter,
+    load_model,
+    make_plain_linear,
+    read_adapter_base,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +65,7 @@ def open_source(source: str, *, base: str | None = None) -> QuantizationSource:
 
     Raises:
         InvalidParameterError: If the base is not the one the run started from, or is given with a
-            whole model.
+            whole model, or was held in NF4 and there is no CUDA device.
         ModelUnavailableError: If a model cannot be read.
         LedgerError: If the ledger of a run folder is damaged.
     """
@@ -76,16 +83,25 @@ def open_source(source: str, *, base: str | None = None) -> QuantizationSource:
         open_base = None
     else:
         opening = ledger.events[0] if ledger is not None else {}
+        is_over_nf4 = opening.get("base_format") == "nf4"
+        if is_over_nf4 and not torch.cuda.is_available():
+            raise InvalidParameterError(
+                f"{name} was tuned over NF4 weights, which are rounded on a CUDA device, and there is "
+                "none here. Quantize it on a machine that has one."
+            )
         load = partial(
             load_model,
             base or opening.get("base_model") or read_adapter_base(folder),
             dtype=torch.float32,
             base_bits=opening.get("base_bits"),
+            base_format=opening.get("base_format", "codes"),
+            # NF4 weights are known where bitsandbytes rounds them; plain again, they come back
+            device="cuda" if is_over_nf4 else "cpu",
         )
         loaded = load()
 
         def open_base() -> PreTrainedModel:
-            return _unpacked(load().model)
+            return _unpacked(load().model).cpu()
 
         if ledger is not None and opening.get("base_model_sha256") != loaded.fingerprint:
             raise InvalidParameterError(
@@ -93,7 +109,7 @@ def open_source(source: str, *, base: str | None = None) -> QuantizationSource:
                 "SHA-256). Give the same files with --model BASE."
             )
         base_fingerprint = loaded.fingerprint
-        adapted, fingerprint = load_adapter(_unpacked(loaded.model), folder)
+        adapted, fingerprint = load_adapter(_unpacked(loaded.model).cpu(), folder)
         model = adapted.merge_and_unload()
     kind = "run" if ledger is not None else "adapter" if is_adapter else "model"
     return QuantizationSource(
@@ -114,6 +130,8 @@ def _unpacked(model: PreTrainedModel) -> PreTrainedModel:
     from transformers.pytorch_utils import Conv1D
 
     for name, module in list(model.named_modules()):
+        if is_nf4(module):
+            model.set_submodule(name, make_plain_linear(module))
         if not isinstance(module, PackedLinear):
             continue
         weight, bias = module.dequantize(), module.bias

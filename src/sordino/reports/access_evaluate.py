@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typing_extensions import Doc
 
@@ -24,7 +24,7 @@ from sordino.access.evaluate import (
 from sordino.access.generate import EMPLOYEES, POLICY, QUESTIONS, read_questions
 from sordino.access.guard import Guard
 from sordino.access.prompts import build_messages
-from sordino.attacks.subject import open_subject
+from sordino.attacks.subject import find_base_format, open_subject
 from sordino.core.checks import require_in_range, require_integer
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.ledger.durable import PRIVATE_FOLDER_MODE, replace_file
@@ -126,6 +126,10 @@ def evaluate(
     base_bits: Annotated[
         int | None, Doc("4 or 8: pack the base's weights; a run says so itself.")
     ] = None,
+    base_format: Annotated[
+        Literal["codes", "nf4"] | None,
+        Doc("How: codes of ours, or nf4 of bitsandbytes (4 bits, CUDA); a run says so itself."),
+    ] = None,
     endpoint: Annotated[
         str | None,
         Doc(
@@ -201,6 +205,7 @@ def evaluate(
             str(model),
             base=base,
             base_bits=base_bits,
+            base_format=base_format,
             max_new_tokens=max_new_tokens,
             stop_at_braces=stop_at_braces,
             tokens_per_batch=tokens_per_batch,
@@ -313,6 +318,7 @@ def _open_model(
     *,
     base: str | None,
     base_bits: int | None,
+    base_format: str | None,
     max_new_tokens: int,
     stop_at_braces: bool,
     tokens_per_batch: int,
@@ -322,19 +328,31 @@ def _open_model(
     """Returns a model on this machine that answers."""
     place = Workers.start(device).device
     compute_dtype = choose_compute_dtype(dtype, place)
-    subject = open_subject(model, base=base, base_bits=base_bits, dtype=compute_dtype, device=place)
-    bits = base_bits
-    if subject.ledger is not None and bits is None:
-        bits = subject.ledger.events[0].get("base_bits")
+    subject = open_subject(
+        model,
+        base=base,
+        base_bits=base_bits,
+        base_format=base_format,
+        dtype=compute_dtype,
+        device=place,
+    )
+    held = find_base_format(subject.ledger, base_bits, base_format)
+    bits = held["base_bits"]
     description = {
         "name": subject.name,
         "kind": subject.kind,
         "sha256": subject.fingerprint,
         "base_sha256": subject.base_fingerprint,
         "base_bits": bits,
+        **({"base_format": "nf4"} if held["base_format"] == "nf4" else {}),  # absent: codes
     }
     loaded = LoadedModel(
-        subject.tuned.causal_lm, subject.tokenizer, subject.source, subject.fingerprint, bits
+        subject.tuned.causal_lm,
+        subject.tokenizer,
+        subject.source,
+        subject.fingerprint,
+        bits,
+        held["base_format"],
     )
     return _Subject(
         description=description,

@@ -10,7 +10,7 @@ import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typing_extensions import Doc
 
@@ -158,6 +158,10 @@ def tune(
     base_bits: Annotated[
         int, Doc("Bits of a frozen weight: 4 or 8; 0 leaves the base as it is.")
     ] = 4,
+    base_format: Annotated[
+        Literal["codes", "nf4"],
+        Doc("With --base-bits 4: codes of ours, or nf4 of bitsandbytes (CUDA only)."),
+    ] = "codes",
     lora_rank: options.LoraRank = 32,
     lora_alpha: options.LoraAlpha = 32.0,
     lora_targets: Annotated[
@@ -231,6 +235,7 @@ def tune(
             weight_decay=weight_decay,
             violation_penalty=violation_penalty,
             base_bits=base_bits or None,
+            base_format=base_format,
             lora_rank=lora_rank,
             lora_alpha=lora_alpha,
             lora_targets=lora_targets or list(LORA_TARGETS),

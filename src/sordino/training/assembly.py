@@ -373,6 +373,7 @@ def _opening_event(
         "base_model": _public_name(request.source),
         "base_model_sha256": base_model_sha256,
         "base_bits": config.base_bits,
+        **({"base_format": "nf4"} if config.base_format == "nf4" else {}),  # absent: codes
         "teacher": _describe_teacher(request, teacher_sha256),
         "compute_dtype": str(dtype).removeprefix("torch."),
         "noise_source": "operating system",

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from sordino.ledger.certificate_words import describe_certificate
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from sordino.ledger.certificate import Certificate
     from sordino.ledger.ledger import Ledger
 
@@ -36,7 +39,7 @@ def render_card(ledger: Ledger, certificate: Certificate) -> str:
     settings = [
         ("base model", opening["base_model"]),
         ("base model SHA-256", opening["base_model_sha256"]),
-        ("bits of a frozen weight", opening["base_bits"] or "as in the base model"),
+        ("bits of a frozen weight", _base_bits(opening)),
         *taught,
         *planted,
         ("estimator", opening["estimator"]),
@@ -75,3 +78,10 @@ def render_card(ledger: Ledger, certificate: Certificate) -> str:
             "",
         ]
     )
+
+
+def _base_bits(opening: Mapping[str, Any]) -> str:
+    """Returns how a frozen weight was held."""
+    if opening["base_bits"] is None:
+        return "as in the base model"
+    return f"{opening['base_bits']}{' (NF4)' if opening.get('base_format') == 'nf4' else ''}"

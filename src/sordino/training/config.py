@@ -19,6 +19,7 @@ from sordino.gradients.direction_sets import ALL_DIRECTION_KINDS
 from sordino.mechanisms.binary_channel import BUDGET_SCHEDULES, CHANNELS
 from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.mechanisms.unanimity import ON_DISAGREEMENT
+from sordino.models import BASE_FORMATS, require_nf4_bits
 from sordino.training.gradient_steps import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class TuneConfig:
     dp: DpOptions | None = None
     optimizer: str | None = None  # None: moves along public directions
     base_bits: int | None = None  # of the frozen linear layers; None: as they are
+    base_format: str = "codes"
 
     def __post_init__(self) -> None:
         require_one_of("guarantee", self.guarantee, GUARANTEES)
@@ -141,9 +143,23 @@ class TuneConfig:
             )
         if self.optimizer is not None:
             require_one_of("optimizer", self.optimizer, OPTIMIZERS)
+        self._check_base_format()
         self._check_guarantee()
         self._check_directions()
         self._check_budget()
+
+    def _check_base_format(self) -> None:
+        """Raises if NF4 is asked for where it cannot be had."""
+        require_one_of("base_format", self.base_format, BASE_FORMATS)
+        if self.base_format != "nf4":
+            return
+        require_nf4_bits(self.base_bits)
+        if self.derivative == "forward-mode":
+            raise InvalidParameterError(
+                "--base-format nf4 has no forward-mode derivative, which --estimator first-order "
+                "with --directions-per-step 1 takes. Use 2 or more directions a step, --estimator "
+                "zeroth-order, or --base-format codes."
+            )
 
     def _check_guarantee(self) -> None:
         """Raises if settings of one guarantee are given for another."""

@@ -22,7 +22,7 @@ from sordino.gradients.shared import SharedComponent
 from sordino.mechanisms.binary_channel import BinaryChannelMechanism
 from sordino.mechanisms.open_mean import OpenMeanMechanism
 from sordino.mechanisms.unanimity import UnanimityMechanism
-from sordino.models import LoadedModel, PackedLinear, add_lora, load_model, trainable_tensors
+from sordino.models import LoadedModel, add_lora, is_packed, load_model, trainable_tensors
 from sordino.training.encoding import encode_records
 from sordino.training.probes import labelled_probes
 
@@ -56,7 +56,13 @@ def load_for_tuning(
 ) -> LoadedModel:
     """Returns the base model: in the compute dtype, or packed, under an adapter; else float32."""
     stored = torch.float32 if config.adapter == "full" else dtype
-    return load_model(source, dtype=stored, device=device, base_bits=config.base_bits)
+    return load_model(
+        source,
+        dtype=stored,
+        device=device,
+        base_bits=config.base_bits,
+        base_format=config.base_format,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +140,7 @@ def prepare_full(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     Raises:
         InvalidParameterError: If some weights are packed, which cannot be trained.
     """
-    if any(isinstance(module, PackedLinear) for module in model.modules()):
+    if any(map(is_packed, model.modules())):
         raise InvalidParameterError(
             "adapter full trains every weight, and those of this model are stored in few bits. "
             "Train an adapter (lora), or give the unquantized model."

@@ -136,6 +136,10 @@ def tune(
     base_bits: Annotated[
         int | None, Doc("4 or 8: hold the frozen linear layers in so many bits a weight.")
     ] = None,
+    base_format: Annotated[
+        Literal["codes", "nf4"],
+        Doc("With --base-bits 4: codes of ours, or nf4 of bitsandbytes (CUDA only)."),
+    ] = "codes",
     adapter: options.Adapter = "lora",
     lora_rank: options.LoraRank = 8,
     lora_alpha: options.LoraAlpha = 16.0,
@@ -253,6 +257,7 @@ def tune(
         dp=dp,
         optimizer=optimizer,
         base_bits=base_bits,
+        base_format=base_format,
     )
     request = RunRequest(
         config=config,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from helpers_runs import SMALL, sentiment_rows, write_jsonl, write_tiny_model
 from sordino import tune
-from sordino.attacks.subject import open_subject
+from sordino.attacks.subject import find_base_format, open_subject
 from sordino.core.errors import InvalidParameterError, ModelUnavailableError
 from sordino.models import load_model
 
@@ -95,3 +96,27 @@ def test_whole_model_without_and_with_base(tiny_model: Path) -> None:
     both = open_subject(str(tiny_model), base=str(tiny_model), dtype=torch.float32)
     with both.base() as base:
         assert torch.equal(logits(base), logits(both.tuned))
+
+
+@pytest.mark.parametrize(
+    ("opening", "asked", "expected"),
+    [
+        ({"base_bits": 4, "base_format": "nf4"}, (None, None), (4, "nf4")),
+        ({"base_bits": 4, "base_format": "nf4"}, (4, None), (4, "nf4")),
+        ({"base_bits": 4, "base_format": "nf4"}, (8, None), (8, "codes")),
+        ({"base_bits": 4, "base_format": "nf4"}, (None, "codes"), (4, "codes")),
+        ({"base_bits": 4}, (None, None), (4, "codes")),  # ledgers from before there were formats
+        ({}, (None, None), (None, "codes")),
+        (None, (None, None), (None, "codes")),
+        (None, (4, "nf4"), (4, "nf4")),
+    ],
+)
+def test_the_base_is_held_as_the_run_held_it(
+    opening: dict[str, Any] | None,
+    asked: tuple[int | None, str | None],
+    expected: tuple[int | None, str],
+) -> None:
+    """Unless the caller asks for something else."""
+    ledger: Any = None if opening is None else SimpleNamespace(events=[opening])
+    found = find_base_format(ledger, *asked)
+    assert (found["base_bits"], found["base_format"]) == expected
