@@ -73,7 +73,6 @@ OPEN = {
     "base_model",
     "base_model_sha256",
     "base_bits",
-    "base_format",
     "teacher",
     "compute_dtype",
     "noise_source",

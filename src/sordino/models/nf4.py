@@ -33,8 +33,8 @@ def require_nf4(bits: int | None, device: str) -> None:
     if not device.startswith("cuda"):
         raise InvalidParameterError(
             f"base_format nf4 needs a CUDA device, got {device!r}: bitsandbytes is made for those. "
-            "Use --base-format codes, which computes everywhere. A run that was tuned over NF4 weights "
-            "needs --device cuda to be opened, too."
+            "Use --base-format codes, which computes everywhere. A run that was tuned over NF4 "
+            "weights needs --device cuda to be opened, too."
         )
     _import_bitsandbytes()
 

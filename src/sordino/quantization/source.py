@@ -86,8 +86,8 @@ def open_source(source: str, *, base: str | None = None) -> QuantizationSource:
         is_over_nf4 = opening.get("base_format") == "nf4"
         if is_over_nf4 and not torch.cuda.is_available():
             raise InvalidParameterError(
-                f"{name} was tuned over NF4 weights, which are rounded on a CUDA device, and there is "
-                "none here. Quantize it on a machine that has one."
+                f"{name} was tuned over NF4 weights, which are rounded on a CUDA device, and there "
+                "is none here. Quantize it on a machine that has one."
             )
         load = partial(
             load_model,
