@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,9 +13,10 @@ import torch
 import sordino
 from helpers_runs import SMALL, run_cli, sentiment_rows, write_jsonl, write_tiny_model
 from sordino.core.errors import InvalidDataError, InvalidParameterError
+from sordino.quantization.outliers import Estimate
 from sordino.quantization.pipeline import matrix_of
 from sordino.quantization.source import open_source
-from sordino.reports import protection
+from sordino.reports import protect, protection
 from sordino.reports.protect import ProtectSettings, choose_bits
 
 if TYPE_CHECKING:
@@ -109,6 +111,26 @@ def test_bits_follow_roles_within_the_budget(files: dict[str, Any], tmp_path: Pa
     assert all(name in page for name in frontier)
 
 
+def test_roles_that_need_more_than_four_bits_get_it(
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a budget of the user's, hours of measuring do not end in a refusal."""
+    real = protect.score_groups
+
+    def all_functional(*arguments: Any, **settings: Any) -> list[Any]:
+        large = Estimate(2.0, 1.0, 3.0)
+        return [replace(group, functional=large) for group in real(*arguments, **settings)]
+
+    monkeypatch.setattr(protect, "score_groups", all_functional)
+    found, layers = run_protect(files, tmp_path / "p")
+    record = json.loads(found.record.read_text())
+    frontier = {point["name"]: point for point in record["frontier"]}
+    assert record["budget_bytes"] == frontier["8 bits"]["num_bytes"]
+    assert found.bits == dict.fromkeys(layers, 8)
+    with pytest.raises(InvalidParameterError, match="fixed by what they carry"):
+        run_protect(files, tmp_path / "p", budget=frontier["4 bits"]["num_bytes"])
+
+
 def test_finished_groups_are_not_measured_again(
     files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,13 +173,13 @@ def test_the_command_voids_the_claim_and_says_so(
     sordino.tune(model=str(base), train=paths["members"], output=run, **SMALL)
     words: list[object] = ["quantize", run, "--model", base, "--output", small, "--group-size", 32]
     words += ["--method", "nearest"]
-    protect = ["--protect", paths["members"], "--nonmembers", paths["others"]]
-    assert run_cli(capsys, *words, *protect).code == 2
+    probes = ["--protect", paths["members"], "--nonmembers", paths["others"]]
+    assert run_cli(capsys, *words, *probes).code == 2
     assert run_cli(capsys, *words, "--public", public).code == 2
-    protect += ["--public", public]
-    assert run_cli(capsys, *words, *protect, "--allocation", "random").code == 2
+    probes += ["--public", public]
+    assert run_cli(capsys, *words, *probes, "--allocation", "random").code == 2
     assert not small.exists()
-    shell = run_cli(capsys, *words, *protect)
+    shell = run_cli(capsys, *words, *probes)
     assert shell.code == 0, shell.err
     assert "Void: the bits of each layer were chosen by attacks on the members" in shell.out
     record = json.loads((small / "quantization.json").read_text())

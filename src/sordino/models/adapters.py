@@ -66,7 +66,8 @@ def add_lora(
     Raises:
         InvalidParameterError: If an argument is out of range or a target matches no linear layer.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    with quiet():  # what PEFT imports in turn logs what it does not find
+        from peft import LoraConfig, TaskType, get_peft_model
 
     require_integer("rank", rank, 1)
     require_positive("alpha", alpha)
@@ -168,7 +169,8 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> tuple[PeftModel,
         ModelUnavailableError: If the adapter cannot be read, does not fit the model, or works on
             the input (prompt tuning) and not inside the layers.
     """
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    with quiet():
+        from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     folder = Path(folder)

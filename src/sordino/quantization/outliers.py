@@ -31,6 +31,7 @@ __all__ = [
     "Role",
     "allocate_by_role",
     "functional_score",
+    "least_bytes",
     "rank_correlation",
     "sensitive_score",
 ]
@@ -149,6 +150,27 @@ def rank_correlation(groups: Sequence[GroupScore]) -> float | None:
     return float(spearmanr(proxies, values).statistic)
 
 
+def least_bytes(roles: Mapping[str, Role], num_bytes: Mapping[str, Sequence[int]]) -> int:
+    """Returns the bytes of all layers where those without a role take the coarsest grid.
+
+    Args:
+        roles: By layer.
+        num_bytes: By layer, of each choice of bits.
+    """
+    num_choices = len(next(iter(num_bytes.values())))
+    fixed = _fixed_choices(roles, num_choices)
+    return sum(num_bytes[name][fixed.get(name, 0)] for name in roles)
+
+
+def _fixed_choices(roles: Mapping[str, Role], num_choices: int) -> dict[str, int]:
+    """Returns the choice of each layer whose role decides it."""
+    return {
+        name: 0 if role is Role.SENSITIVE else num_choices - 1
+        for name, role in roles.items()
+        if role is not Role.NEITHER
+    }
+
+
 def allocate_by_role(
     roles: Mapping[str, Role],
     bits: Sequence[int],
@@ -173,14 +195,10 @@ def allocate_by_role(
     """
     if list(bits) != sorted(set(bits)) or not bits:
         raise InvalidParameterError(f"bits must rise, got {list(bits)}.")
-    fixed = {
-        name: 0 if role is Role.SENSITIVE else len(bits) - 1
-        for name, role in roles.items()
-        if role is not Role.NEITHER
-    }
+    fixed = _fixed_choices(roles, len(bits))
     free = [name for name in roles if name not in fixed]
     taken = sum(num_bytes[name][choice] for name, choice in fixed.items())
-    least = taken + sum(num_bytes[name][0] for name in free)
+    least = least_bytes(roles, num_bytes)
     if least > budget:
         raise InvalidParameterError(
             f"a budget of {budget:,} bytes is too small: {len(fixed)} layers are fixed by what "

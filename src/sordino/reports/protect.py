@@ -24,7 +24,12 @@ from sordino.ledger.ledger import canonical_json
 from sordino.quantization.allocation import allocate
 from sordino.quantization.calibration import read_calibration_texts
 from sordino.quantization.layers import packed_bytes
-from sordino.quantization.outliers import allocate_by_role, describe_groups, rank_correlation
+from sordino.quantization.outliers import (
+    allocate_by_role,
+    describe_groups,
+    least_bytes,
+    rank_correlation,
+)
 from sordino.quantization.pipeline import matrix_of
 from sordino.reports.protection import (
     ProbeTexts,
@@ -82,7 +87,8 @@ class ProtectSettings:
         members: Records that the model was tuned on.
         nonmembers: Others of the same kind.
         public: Public text, for quality.
-        budget: Bytes of all quantized layers; None takes those of 4 bits everywhere.
+        budget: Bytes of all quantized layers; None takes those of 4 bits everywhere, or what the
+            groups' roles need if that is more.
         tolerance: Rise of the loss, nats a token, from which on a group counts as functional.
         base: Model it was tuned from; None takes what an adapter's folder names.
         num_public: Public texts used, from the first on.
@@ -151,6 +157,8 @@ def choose_bits(
         )
     costs = _costs(groups, layers, group_size, choices)
     roles = {name: group.role(settings.tolerance) for group in groups for name in group.layers}
+    if settings.budget is None:  # hours of measuring must not end in a refusal
+        budget = max(budget, least_bytes(roles, sizes))
     chosen = allocate_by_role(roles, choices, costs, sizes, budget)
     plans = _plans(chosen, costs, sizes, budget, choices)
     frontier = []

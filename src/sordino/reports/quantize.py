@@ -128,7 +128,10 @@ def quantize(
     ] = None,
     budget_bytes: Annotated[
         int | None,
-        Doc("Bytes for all codes and scales; each layer gets 2, 4 or 8 bits in place of --bits."),
+        Doc(
+            "Bytes for all codes and scales; each layer gets 2, 4 or 8 bits in place of --bits. "
+            "Default with --protect: those of 4 bits, or what the groups' roles need."
+        ),
     ] = None,
     allocation: Annotated[
         Literal["certificate", "kurtosis", "sensitivity", "random"] | None,
