@@ -5,28 +5,29 @@ from __future__ import annotations
 import math
 import unicodedata
 from bisect import bisect_right
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from sordino.core.errors import InvalidDataError
-from sordino.reports.audit_figures import Curve, draw_histogram, draw_roc
+from sordino.reports.attack_parts import (
+    STYLES,
+    attack_table,
+    curve_of,
+    roc_figures,
+    strongest_attacks,
+)
+from sordino.reports.audit_figures import draw_histogram
 from sordino.reports.audit_words import (
     confidence,
-    interval,
     lower,
     name_words,
     percent,
-    point_words,
 )
+from sordino.reports.sections import Figure, Section, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from markupsafe import Markup
-
     from sordino.reports.audit_record import (
-        AttackResult,
         Audit,
         CanaryResult,
         Finding,
@@ -37,41 +38,7 @@ if TYPE_CHECKING:
     from sordino.reports.holder_report import HolderReport
 
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-_STYLES = ("first", "second", "third")
 _CONTROL = "on the positive control"
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of cells; a cell is its words and smaller remarks."""
-
-    caption: str
-    headers: list[str]
-    rows: list[list[tuple[str, ...]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A drawing, what its lines are, and the same in words."""
-
-    title: str
-    drawing: Markup
-    legend: list[tuple[str, str]]
-    words: list[str]
-
-
-@dataclass(slots=True)
-class Section:
-    """One part of the page."""
-
-    name: str
-    title: str
-    paragraphs: list[str] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    quotes: list[tuple[str, str]] = field(default_factory=list)
-    is_for_holder: bool = True
 
 
 def make_sections(audit: Audit | None, holder_report: HolderReport | None) -> list[Section]:
@@ -127,13 +94,13 @@ def _membership(found: Membership) -> Section:
             "gets a number that is a little too good for the attacker."
         ),
     ]
-    shown = _drawn_attacks(found.attacks)
-    curves = [_curve(style, a.name, a) for style, a in zip(_STYLES, shown, strict=False)]
+    shown = strongest_attacks(found.attacks)
+    curves = [curve_of(style, a.name, a) for style, a in zip(STYLES, shown, strict=False)]
     caught = max(found.control, key=lambda attack: attack.auc, default=None)
     if caught is not None:
-        curves.append(_curve("control", f"{caught.name} {_CONTROL}", caught))
-    section.figures = _roc("records", "ROC curves of the best attacks on records", curves)
-    section.tables = [_attack_table("Attacks on records", found.attacks, found.control)]
+        curves.append(curve_of("control", f"{caught.name} {_CONTROL}", caught))
+    section.figures = roc_figures("records", "ROC curves of the best attacks on records", curves)
+    section.tables = [attack_table("Attacks on records", found.attacks, found.control)]
     users = found.users
     if users is not None:
         section.paragraphs.append(
@@ -142,7 +109,7 @@ def _membership(found: Membership) -> Section:
             f"{users.num_members:,} users are members and {users.num_nonmembers:,} are not; "
             f"{users.num_removed:,} with texts on both sides count as members."
         )
-        section.tables.append(_attack_table("Attacks on users", users.attacks, users.control))
+        section.tables.append(attack_table("Attacks on users", users.attacks, users.control))
     return section
 
 
@@ -188,9 +155,9 @@ def _canaries(found: CanaryResult) -> Section:
     ]
     if found.exposures:
         section.figures = [_exposure(found)]
-    curve = _curve("first", found.attack.name, found.attack)
-    section.figures += _roc("canary", "ROC curve of the attack on canaries", [curve])
-    section.tables = [_attack_table("Attack on canaries", [found.attack])]
+    curve = curve_of("first", found.attack.name, found.attack)
+    section.figures += roc_figures("canary", "ROC curve of the attack on canaries", [curve])
+    section.tables = [attack_table("Attack on canaries", [found.attack])]
     return section
 
 
@@ -346,75 +313,6 @@ def _pii(rows: Sequence[PiiRow]) -> Section:
     caption = "Strings found, by type and game, and by how often the pool holds them"
     section.tables = [Table(caption, headers, cells)]
     return section
-
-
-def _attack_table(
-    caption: str, attacks: Sequence[AttackResult], control: Sequence[AttackResult] = ()
-) -> Table:
-    """Returns all attacks, the strongest first, with the same on the positive control beside."""
-    limits = sorted({p.fpr_limit for a in (*attacks, *control) for p in a.points}, reverse=True)
-    columns = ["AUC", *(f"TPR at FPR \u2264 {percent(limit)}" for limit in limits)]
-    headers = ["Attack", *columns, *(f"Control: {name}" for name in columns if control)]
-    on_control = {attack.name: attack for attack in control}
-    rows = [
-        [
-            (attack.name,),
-            *_attack_cells(attack, limits),
-            *(_attack_cells(on_control.get(attack.name), limits) if control else ()),
-        ]
-        for attack in sorted(attacks, key=lambda attack: (-attack.auc, attack.name))
-    ]
-    return Table(f"{caption}, the largest AUC first; in brackets: intervals", headers, rows)
-
-
-def _attack_cells(attack: AttackResult | None, limits: Sequence[float]) -> list[tuple[str, ...]]:
-    """Returns AUC and true-positive rates."""
-    if attack is None:
-        return [("not run",)] * (1 + len(limits))
-    points = {point.fpr_limit: point for point in attack.points}
-    area = (f"{attack.auc:.3f}", interval(attack.auc_lower, attack.auc_upper))
-    return [area, *(point_words(points.get(limit)) for limit in limits)]
-
-
-def _drawn_attacks(attacks: Sequence[AttackResult]) -> list[AttackResult]:
-    """Returns up to three: the largest area, the best at the fewest false positives, the next."""
-
-    def at_fewest(attack: AttackResult) -> tuple[float, float]:
-        lowest = min(attack.points, key=lambda point: point.fpr_limit, default=None)
-        return (0.0 if lowest is None else lowest.tpr, attack.auc)
-
-    by_area = sorted(attacks, key=lambda attack: (-attack.auc, attack.name))
-    order = [*by_area[:1], *sorted(attacks, key=at_fewest, reverse=True)[:1], *by_area[1:]]
-    return list({attack.name: attack for attack in order}.values())[: len(_STYLES)]
-
-
-def _curve(style: str, label: str, attack: AttackResult) -> tuple[AttackResult, Curve]:
-    """Returns an attack with its line."""
-    names = ("false_positive_rates", "true_positive_rates", "tpr_lower", "tpr_upper")
-    values = [attack.curve.get(name, []) for name in names]
-    if len({len(each) for each in values}) != 1:
-        raise InvalidDataError(f"the curve of {attack.name} has parts of unequal length.")
-    return attack, Curve(style, label, *values)
-
-
-def _roc(
-    identifier: str, title: str, attacks: Sequence[tuple[AttackResult, Curve]]
-) -> list[Figure]:
-    """Returns the figure of these curves; none where no curve has a point."""
-    drawn = [(a, c) for a, c in attacks if any(rate > 0 for rate in c.false_positive_rates)]
-    if not drawn:
-        return []
-    words = ["Both axes are logarithmic; bands are intervals, point by point."]
-    for attack, curve in drawn:
-        points = [
-            f"TPR {' '.join(point_words(p)[:2])} at {percent(p.fpr_limit)} FPR"
-            for p in attack.points
-        ]
-        words.append(f"{curve.label}: AUC {attack.auc:.3f}{''.join(f', {p}' for p in points)}.")
-    curves = [curve for _, curve in drawn]
-    legend = [(f"curve {c.style}", c.label) for c in curves] + [("chance", "a guess")]
-    drawing = draw_roc(f"roc-{identifier}", title, " ".join(words), curves)
-    return [Figure(title, drawing, legend, words)]
 
 
 def _count(values: Sequence[float], edges: Sequence[float]) -> list[int]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from sordino.core.errors import InvalidDataError
 from sordino.reports.audit_figures import Point, draw_points
-from sordino.reports.audit_sections import Figure, Section, Table
 from sordino.reports.quantize_lines import (
     GEOMETRY_HEADERS,
     HEADERS,
@@ -15,6 +14,7 @@ from sordino.reports.quantize_lines import (
     geometry_rows,
     table_rows,
 )
+from sordino.reports.sections import Figure, Section, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
