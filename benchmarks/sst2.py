@@ -114,6 +114,17 @@ METHODS = {
     "pac-16-rank32": Method(
         settings=PAC | {"num_steps": 16, "learning_rate": 1.0, "lora_rank": 32}
     ),
+    # steps that do not become smaller
+    "pac-8-constant": Method(settings=PAC | {"num_steps": 8, "learning_rate_schedule": "constant"}),
+    "pac-batches-constant": Method(
+        settings=PAC
+        | {
+            "batch_size": 1000,
+            "num_steps": 12,
+            "learning_rate": 1.0,
+            "learning_rate_schedule": "constant",
+        }
+    ),
     "pac-64-bits": Method(settings=PAC | {"directions_per_step": 32, "num_steps": 2}),
     "pac-k256-flip": Method(
         settings=PAC | {"directions_per_step": 256, "unanimity_flip": 0.35, "learning_rate": 6.0}
