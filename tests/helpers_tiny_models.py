@@ -29,10 +29,14 @@ _COMMON = {
 
 
 def make_model(name: str, seed: int = 0, **changes: Any) -> Any:
-    """Returns a random causal language model of the named architecture, float32, in eval mode."""
+    """Returns a random model of the named architecture, float32, in eval mode.
+
+    All are causal language models but bert, an encoder.
+    """
     import transformers as hf
 
     settings: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "bert": (hf.BertConfig, hf.BertModel, {}),
         "llama": (hf.LlamaConfig, hf.LlamaForCausalLM, {"num_key_value_heads": 2}),
         "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM, {"num_key_value_heads": 2}),
         "qwen3": (hf.Qwen3Config, hf.Qwen3ForCausalLM, {"num_key_value_heads": 2, "head_dim": 8}),

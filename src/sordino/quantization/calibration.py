@@ -283,8 +283,8 @@ class CalibrationRun:
         try:
             for number, block in enumerate(self._blocks):
                 block.forward = patched(number)
-            # Padding is on the right and attention looks to the left: no mask is needed.
-            mask = torch.ones_like(input_ids)
+            # Encoders look to the right too, where padding is.
+            mask = batch.is_real.view(input_ids.shape).long()
             with torch.no_grad():
                 model(input_ids=input_ids, attention_mask=mask, use_cache=False)
         except _AllBlocksSeenError:

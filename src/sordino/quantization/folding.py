@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Fold", "find_folds", "fold_input_scales", "scale_gram"]
 
 _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
-_MODEL_TYPES = (*_LLAMA_LIKE, "gpt2")
+_MODEL_TYPES = (*_LLAMA_LIKE, "gpt2", "bert")
 _NUM_PROBES = 4
 # Share of the probe's outputs that a fold may move, by type: rounding of the folded weights.
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -35,12 +35,13 @@ class Fold:
 
 
 def find_folds(model: Any) -> list[Fold]:
-    """Returns where input scales can be folded in a Llama-like or GPT-2 model.
+    """Returns where input scales can be folded in a Llama-like model, GPT-2 or BERT.
 
     Llama-like (Llama, Mistral, Qwen2, Qwen3): input norm to q, k, v; second norm to gate and up;
     up to down; v to o where every query head has its own value head. With grouped queries several
     inputs of o share an output of v, and the fold is left out. GPT-2: both norms; the
-    nonlinearity before its last layer allows no fold there.
+    nonlinearity before its last layer allows no fold there. BERT: value to the layer after
+    attention alone, for its norms feed the residual stream too.
 
     Raises:
         InvalidParameterError: If the model is of another type: an order of norms that was not
@@ -52,7 +53,9 @@ def find_folds(model: Any) -> list[Fold]:
             f"folding input scales is known for {', '.join(_MODEL_TYPES)}; got {kind!r}. Use a "
             "method without input scales: gptq, hqq or nearest."
         )
-    return _llama_folds(model) if kind in _LLAMA_LIKE else _gpt2_folds(model)
+    if kind in _LLAMA_LIKE:
+        return _llama_folds(model)
+    return _gpt2_folds(model) if kind == "gpt2" else _bert_folds(model)
 
 
 @torch.no_grad()
@@ -165,4 +168,14 @@ def _gpt2_folds(model: Any) -> list[Fold]:
         if hasattr(block, "ln_1") and hasattr(block, "attn") and hasattr(block, "mlp"):
             folds.append(Fold(f"{name}.ln_1", (f"{name}.attn.c_attn",)))
             folds.append(Fold(f"{name}.ln_2", (f"{name}.mlp.c_fc",)))
+    return folds
+
+
+def _bert_folds(model: Any) -> list[Fold]:
+    """Returns the folds of each block of BERT; cross-attention is left out."""
+    folds = []
+    for name, block in model.named_modules():
+        if hasattr(block, "attention") and hasattr(block, "intermediate"):
+            inside = f"{name}.attention"
+            folds.append(Fold(f"{inside}.self.value", (f"{inside}.output.dense",)))
     return folds

@@ -47,9 +47,14 @@ def plain_grams(model: Any, layers: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("tokens_per_batch", [8, 64])
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gemma3", "gpt2", "opt", "phi"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen3", "gemma2", "gemma3", "gpt2", "opt", "phi", "bert"]
+)
 def test_grams_are_those_of_a_plain_pass(name: str, tokens_per_batch: int) -> None:
-    """In every block, after the blocks before it were changed; padding counts for nothing."""
+    """In every block, after the blocks before it were changed; padding counts for nothing.
+
+    BERT looks to the right as well, where the padding is.
+    """
     model = make_model(name)
     layers, _ = select_layers(model, make_settings(group_size=None))
     run = CalibrationRun(model, SEQUENCES, pad_id=0, tokens_per_batch=tokens_per_batch)

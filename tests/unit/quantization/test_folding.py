@@ -19,9 +19,10 @@ def random_scales(columns: int, seed: int) -> torch.Tensor:
 
 
 def logits_of(model: Any) -> torch.Tensor:
+    """Returns logits, or the last hidden states of an encoder."""
     ids = torch.randint(0, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        return model(input_ids=ids).logits
+        return model(input_ids=ids)[0]
 
 
 def fold_all(model: Any) -> int:
@@ -45,6 +46,7 @@ def fold_all(model: Any) -> int:
         ("qwen2", {}, 6),
         ("qwen3", {}, 6),
         ("gpt2", {}, 4),
+        ("bert", {}, 2),
     ],
 )
 def test_logits_stay(name: str, changes: dict[str, Any], num_folds: int) -> None:
