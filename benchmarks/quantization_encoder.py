@@ -26,7 +26,6 @@ snippets (95%, 2,000 resamples, candidates held fixed); that of the ratio to nea
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModel, AutoTokenizer
 
-from quantization_models import Row, quantize
+from quantization_models import Row, add_result, quantize, read_results
 from sordino.data import split_reviews
 from sordino.lattices import ORDERS
 from sordino.quantization import layers, methods, scales
@@ -153,10 +152,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "results.jsonl"
-    results = {}
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        results = {result["row"]: result for result in map(json.loads, lines)}
+    results = read_results(path)
     if not arguments.table:
         if arguments.model is None:
             raise SystemExit("--model must be given unless --table is.")
@@ -166,8 +162,7 @@ def main() -> None:
         bench = Bench(arguments.model, arguments.output) if todo else None
         for name in todo:
             results[name] = bench.measure(name)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(results[name]) + "\n")
+            add_result(path, results[name])
     print_table(results)
 
 

@@ -196,6 +196,20 @@ def print_table(results: dict[str, dict[str, Any]]) -> None:
         print(f"{line} | {result['cpu_s']:.0f} |")
 
 
+def read_results(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns the finished rows by name."""
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {result["row"]: result for result in map(json.loads, lines)}
+
+
+def add_result(path: Path, result: dict[str, Any]) -> None:
+    """Adds a finished row to the file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
@@ -204,18 +218,14 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "results.jsonl"
-    results = {}
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        results = {result["row"]: result for result in map(json.loads, lines)}
+    results = read_results(path)
     if not arguments.table:
         rows = [Row.read(text).name for text in arguments.rows]  # refused before any work
         todo = [name for name in (*UNQUANTIZED, *rows) if name not in results]
         bench = Bench(arguments.output) if todo else None
         for name in todo:
             results[name] = bench.measure(name)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(results[name]) + "\n")
+            add_result(path, results[name])
             losses = results[name]["losses"]
             print(f"{name}: perplexity {math.exp(sum(losses) / len(losses)):.3f}", flush=True)
     print_table(results)

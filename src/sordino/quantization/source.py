@@ -11,14 +11,7 @@ import torch
 
 from sordino.core.errors import InvalidParameterError
 from sordino.ledger.ledger import Ledger
-from sordino.models import (
-    PackedLinear,
-    is_nf4,
-    load_adapter,
-    load_model,
-    make_plain_linear,
-    read_adapter_base,
-)
+from sordino.models import load_adapter, load_model, read_adapter_base, unpack_base
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +94,7 @@ def open_source(source: str, *, base: str | None = None) -> QuantizationSource:
         loaded = load()
 
         def open_base() -> PreTrainedModel:
-            return _unpacked(load().model).cpu()
+            return unpack_base(load().model).cpu()
 
         if ledger is not None and opening.get("base_model_sha256") != loaded.fingerprint:
             raise InvalidParameterError(
@@ -109,13 +102,13 @@ def open_source(source: str, *, base: str | None = None) -> QuantizationSource:
                 "SHA-256). Give the same files with --model BASE."
             )
         base_fingerprint = loaded.fingerprint
-        adapted, fingerprint = load_adapter(_unpacked(loaded.model).cpu(), folder)
+        adapted, fingerprint = load_adapter(unpack_base(loaded.model).cpu(), folder)
         model = adapted.merge_and_unload()
     kind = "run" if ledger is not None else "adapter" if is_adapter else "model"
     return QuantizationSource(
         name=name,
         kind=kind,
-        model=_unpacked(model).requires_grad_(requires_grad=False).eval(),
+        model=unpack_base(model).requires_grad_(requires_grad=False).eval(),
         tokenizer=loaded.tokenizer,
         context_length=loaded.context_length,
         fingerprint=fingerprint,
@@ -123,29 +116,3 @@ def open_source(source: str, *, base: str | None = None) -> QuantizationSource:
         open_base=open_base,
         ledger=ledger,
     )
-
-
-def _unpacked(model: PreTrainedModel) -> PreTrainedModel:
-    """Replaces packed layers by plain ones of the values they stand for, in place; returns it."""
-    from transformers.pytorch_utils import Conv1D
-
-    for name, module in list(model.named_modules()):
-        if is_nf4(module):
-            model.set_submodule(name, make_plain_linear(module))
-        if not isinstance(module, PackedLinear):
-            continue
-        weight, bias = module.dequantize(), module.bias
-        plain: torch.nn.Module
-        with torch.random.fork_rng(devices=[]):  # new layers draw weights that are replaced
-            if module.fan_in_fan_out:
-                plain = Conv1D(module.out_features, module.in_features)
-                plain.weight.data = weight.t().contiguous()
-            else:
-                plain = torch.nn.Linear(
-                    module.in_features, module.out_features, bias=bias is not None
-                )
-                plain.weight.data = weight
-        if isinstance(bias, torch.Tensor):
-            plain.bias.data = bias.clone()
-        model.set_submodule(name, plain.requires_grad_(requires_grad=False))
-    return model
