@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -12,6 +14,11 @@ import pytest
 import torch
 
 from helpers_runs import write_tiny_model
+from sordino.accounting.dp import calibrate_noise_multiplier
+from sordino.training import dp_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 torch.set_num_threads(1)  # tiny models lose more to waiting threads than they gain
 
@@ -42,3 +49,11 @@ def xquad() -> Path:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Llama with 2 blocks and a tokenizer of whole words."""
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def calibrated_once() -> Iterator[None]:
+    """For modules whose runs ask for the same noise: the search for it takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dp_plan, "calibrate_noise_multiplier", lru_cache(calibrate_noise_multiplier))
+        yield

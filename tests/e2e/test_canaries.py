@@ -6,7 +6,6 @@ import json
 import stat
 import subprocess
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ from helpers_runs import (
     write_jsonl,
 )
 from helpers_tiny_models import naive_loss
-from sordino.accounting.dp import calibrate_noise_multiplier
 from sordino.attacks.canaries import canary_guess_bound, exposure, read_canaries
 from sordino.attacks.subject import open_subject
 from sordino.core.errors import (
@@ -41,12 +39,13 @@ from sordino.ledger.journal import Commit, Journal
 from sordino.ledger.ledger import Ledger
 from sordino.ledger.transcript import read_transcript
 from sordino.training import canaries as planting
-from sordino.training import dp_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sordino.gradients.objectives import LanguageModel
+
+pytestmark = pytest.mark.usefixtures("calibrated_once")
 
 DRIVER = Path(__file__).with_name("crash_driver.py")
 NUM_CANARIES = 8
@@ -78,14 +77,6 @@ USERS = {
     "dtype": "float32",
     "device": "cpu",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _calibrated_once() -> Iterator[None]:
-    """The runs here ask for the same noise, and the search for it takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dp_plan, "calibrate_noise_multiplier", lru_cache(calibrate_noise_multiplier))
-        yield
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,17 +20,17 @@ from helpers_runs import (
     write_jsonl,
     write_tiny_model,
 )
-from sordino.accounting.dp import calibrate_noise_multiplier
 from sordino.core.errors import InvalidDataError, InvalidParameterError, LedgerError
 from sordino.ledger.ledger import Ledger
 from sordino.models import load_model
-from sordino.training import dp_plan, gradient_steps
+from sordino.training import gradient_steps
 from sordino.training.batch_plan import PoissonPlan
 from sordino.training.gradient_steps import GradientStepper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("calibrated_once")
 
 COMMON = {"num_steps": 3, "max_new_tokens": 5, "dtype": "float32", "device": "cpu"}
 DP = COMMON | {"epsilon": 8.0, "delta": 1e-3, "batch_size": 12, "lora_rank": 2}
@@ -43,14 +42,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "forward-kl": DP | {"divergence": "forward-kl", "clipping": "per-layer"},
     "jensen-shannon": DP | {"divergence": "jensen-shannon", "beta": 0.1, "adjacency": "replace"},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _calibrated_once() -> Iterator[None]:
-    """Most runs here ask for the same noise, and the search for it takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dp_plan, "calibrate_noise_multiplier", lru_cache(calibrate_noise_multiplier))
-        yield
 
 
 @pytest.fixture(scope="module")

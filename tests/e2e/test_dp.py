@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 
 import sordino
 from helpers_runs import SMALL, completion_rows, run_cli, sentiment_rows, write_jsonl
-from sordino.accounting.dp import SampledGaussian, calibrate_noise_multiplier, compute_epsilon
+from sordino.accounting.dp import SampledGaussian, compute_epsilon
 from sordino.core.errors import (
     BudgetExceededError,
     InvalidDataError,
@@ -27,8 +26,9 @@ from sordino.training import dp_plan, gradient_steps
 from sordino.training.batch_plan import PoissonPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("calibrated_once")
 
 COMMON = {name: SMALL[name] for name in ("num_steps", "lora_rank", "dtype", "device")}
 DP = COMMON | {"guarantee": "dp", "epsilon": 8.0, "delta": 1e-3, "batch_size": 12}
@@ -55,14 +55,6 @@ KINDS: dict[str, dict[str, Any]] = {
 def rows_of_users(count: int, num_users: int) -> list[dict[str, Any]]:
     """Returns snippets of a few people, unevenly many of each."""
     return [row | {"user": i * i % num_users} for i, row in enumerate(sentiment_rows(count))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _calibrated_once() -> Iterator[None]:
-    """Most runs here ask for the same noise, and the search for it takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dp_plan, "calibrate_noise_multiplier", lru_cache(calibrate_noise_multiplier))
-        yield
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +35,6 @@ from helpers_tiny_models import (
     named_parameters,
 )
 from sordino.access.generate import generate, read_questions
-from sordino.accounting.dp import calibrate_noise_multiplier
 from sordino.core.errors import PrecisionError
 from sordino.data.tasks import Example
 from sordino.gradients.clipped import CLIPPINGS, ClippedGradients
@@ -62,15 +60,15 @@ from sordino.models import PackedLinear, load_model
 from sordino.models.packed_linear import pack_base
 from sordino.reports.access_evaluate import evaluate as evaluate_access
 from sordino.reports.access_tune import tune as tune_access
-from sordino.training import dp_plan, symbols
+from sordino.training import symbols
 from sordino.training.gradient_steps import GradientStepper, LostStepsWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 DEVICE = "cuda"
 pytestmark = [
+    pytest.mark.usefixtures("calibrated_once"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("default"),  # PyTorch warns about a device's state, once each
 ]
@@ -125,14 +123,6 @@ RUNS: dict[str, dict[str, Any]] = {
 LENGTHS = [5, 12, 2, 9, 12, 3]
 BATCHES = [[1, 4], [3, 0, 5], [2]]
 NORMALS = 2**20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _calibrated_once() -> Iterator[None]:
-    """Most runs here ask for the same noise, and the search for it takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dp_plan, "calibrate_noise_multiplier", lru_cache(calibrate_noise_multiplier))
-        yield
 
 
 @pytest.fixture
