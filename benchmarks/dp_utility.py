@@ -20,9 +20,10 @@ import csv
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from common import (
     TASK,
@@ -39,6 +40,10 @@ from sordino.training.dp_plan import choose_dp_options
 from sordino.training.encoding import choose_task, encode_records
 from sordino.training.evaluate import evaluate_objective
 from sst2 import read_sentences, split
+
+if TYPE_CHECKING:
+    from sordino.gradients.objectives import LanguageModel
+    from sordino.training.encoding import EncodedRecords
 
 DELTA = 1e-5
 
@@ -66,6 +71,19 @@ def read_task(arguments: argparse.Namespace) -> tuple[list[Record], list[Record]
     return train, [record for record in test if record.prompt not in tables]
 
 
+@torch.no_grad()
+def token_perplexity(encoded: EncodedRecords, model: LanguageModel) -> float:
+    """Returns the perplexity of a token of the completions."""
+    # a record's loss is a mean over its tokens: weigh the records by theirs
+    counts = [len(x.input_ids) - (x.num_prompt_tokens or 0) for x in encoded.examples]
+    total = 0.0
+    for start in range(0, len(counts), 16):
+        batch = list(range(start, min(start + 16, len(counts))))
+        losses = encoded.objective.losses(model, batch).double().cpu().numpy()
+        total += float(np.dot(losses, [counts[i] for i in batch]))
+    return math.exp(total / sum(counts))
+
+
 def measure(parts: Parts, records: list[Record], pool: list[Record]) -> float:
     """Returns the accuracy, or the perplexity of a token."""
     encoded = encode_records(choose_task(TASK, pool), records, parts.loaded, TASK)
@@ -74,14 +92,7 @@ def measure(parts: Parts, records: list[Record], pool: list[Record]) -> float:
             encoded.objective, parts.language_model, tokens_per_batch=TOKENS_PER_BATCH
         )
         return scores["accuracy"]
-    # a record's loss is a mean over its tokens: weigh the records by theirs
-    counts = [len(x.input_ids) - (x.num_prompt_tokens or 0) for x in encoded.examples]
-    total = 0.0
-    for start in range(0, len(records), 16):
-        batch = list(range(start, min(start + 16, len(records))))
-        losses = encoded.objective.losses(parts.language_model, batch)
-        total += float(np.dot(losses.detach().double().cpu().numpy(), [counts[i] for i in batch]))
-    return math.exp(total / sum(counts))
+    return token_perplexity(encoded, parts.language_model)
 
 
 def run(
