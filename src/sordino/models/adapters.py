@@ -221,9 +221,7 @@ def save_full(
     Raises:
         InvalidParameterError: If the model carries adapters or packed layers.
     """
-    from peft import PeftModel
-
-    if isinstance(model, PeftModel):
+    if isinstance(model, _import_peft_model()):
         raise InvalidParameterError(
             "model must be a plain transformers model, got one with adapters. Use save_adapter, or "
             "merge_and_unload() first."
@@ -371,11 +369,17 @@ def initial_adapter_tensor(name: str, shape: tuple[int, ...], seed: int) -> torc
     return (values * bound).reshape(shape)
 
 
+def _import_peft_model() -> type[PeftModel]:
+    """Returns the class of wrapped models; PEFT imports bitsandbytes, which logs what it lacks."""
+    with quiet():
+        from peft import PeftModel
+    return PeftModel
+
+
 def _named_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     """Returns all parameters by stable name, sorted; tied ones once."""
-    from peft import PeftModel
-
-    is_adapted = any(isinstance(module, PeftModel) for module in model.modules())
+    adapted = _import_peft_model()
+    is_adapted = any(isinstance(module, adapted) for module in model.modules())
     tensors: dict[str, nn.Parameter] = {}
     for raw_name, parameter in model.named_parameters():
         name = _stable_name(raw_name, is_adapted=is_adapted)
