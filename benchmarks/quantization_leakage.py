@@ -9,7 +9,8 @@ files that it was and was not tuned on. Public text: movie-review snippets that 
 Groups are attention and MLP of each block. Weights are rounded to the nearest codes with searched
 scales, which needs no calibration. An interrupted series goes on where it stopped. The page with
 both figures is FOLDER/protection.PRIVATE.html. `--uniform` measures 16, 8, 4 and 2 bits everywhere
-and no groups, on all the records.
+and no groups, on all the records. Beside membership stands extraction: the share of records whose
+last ten tokens the model writes after what stands before them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from common import DEVICE, movie_reviews
+from sordino.attacks.endings import ExtractionRates
 from sordino.data import normalize_text
 from sordino.gradients.objectives import LanguageModel
 from sordino.quantization.methods import QuantizationSettings
@@ -40,9 +43,26 @@ def show(point: FrontierPoint) -> None:
     print(
         f"{point.name} | {point.num_bytes / 1e6:.1f} | {point.perplexity:.4g} | "
         "{:.3f} ({:.3f} to {:.3f}) | ".format(*point.auc)
-        + "{:.3f} ({:.3f} to {:.3f})".format(*point.true_positive_rate),
+        + "{:.3f} ({:.3f} to {:.3f}) | ".format(*point.true_positive_rate)
+        + show_rates(point.extracted)
+        + f" | {show_rates(point.extracted_others)}",
         flush=True,
     )
+
+
+def show_rates(rates: ExtractionRates | None) -> str:
+    """Returns the shares of ends that are written greedily, and within so many samples."""
+    if rates is None:
+        return "-"
+    greedy = "{:.3f} ({:.3f} to {:.3f})".format(*rates.greedy)
+    return f"{greedy}; in {rates.num_tries}: {rates.sampled[0]:.3f} (n = {rates.num_records})"
+
+
+def read_point(entry: dict[str, Any]) -> FrontierPoint:
+    """Returns a row of the file."""
+    for side in ("extracted", "extracted_others"):
+        entry[side] = entry[side] and ExtractionRates(**entry[side])
+    return FrontierPoint(**entry)
 
 
 def main() -> None:
@@ -88,7 +108,11 @@ def main() -> None:
         base="embedded",
         num_public=arguments.public,
     )
-    print("plan | MB | perplexity | AUC (95%) | TPR at 1% FPR (95%)", flush=True)
+    print(
+        "plan | MB | perplexity | AUC (95%) | TPR at 1% FPR (95%) | last tokens of members "
+        "extracted (95%) | of others",
+        flush=True,
+    )
     if arguments.uniform:
         texts = read_texts(arguments.run, opened, limits)
         model = LanguageModel(opened.model, opened.tokenizer.pad_token_id)
@@ -116,7 +140,7 @@ def main() -> None:
     )
     record = json.loads(found.record.read_text(encoding="utf-8"))
     for point in record["frontier"]:
-        show(FrontierPoint(**point))
+        show(read_point(point))
     roles = [group["role"] for group in record["groups"]]
     print({role: roles.count(role) for role in sorted(set(roles))})
     print(f"rank correlation of the Fisher proxy: {record['proxy_rank_correlation']}")

@@ -7,11 +7,21 @@ import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
 import sordino
-from helpers_runs import SMALL, run_cli, sentiment_rows, write_jsonl, write_tiny_model
+from helpers_runs import (
+    BAD,
+    GOOD,
+    NOUNS,
+    SMALL,
+    run_cli,
+    sentiment_rows,
+    write_jsonl,
+    write_tiny_model,
+)
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.quantization.outliers import Estimate
 from sordino.quantization.pipeline import matrix_of
@@ -109,6 +119,60 @@ def test_bits_follow_roles_within_the_budget(files: dict[str, Any], tmp_path: Pa
     assert "<script" not in page
     assert page.count('<svg class="drawing') == 2
     assert all(name in page for name in frontier)
+
+
+def test_ends_of_records_are_extracted_from_a_model_that_learned_them_by_heart(
+    tmp_path: Path,
+) -> None:
+    """Extraction stands beside membership: high for members, low for others, lower at 2 bits."""
+    words = [*GOOD, *BAD]
+    random = np.random.default_rng(0)
+    rows = [
+        {"prompt": f"the {NOUNS[i % 10]}", "completion": " ".join(random.choice(words, 16))}
+        for i in range(2 * 16)
+    ]
+    base = str(write_tiny_model(tmp_path / "base", hidden_size=64, intermediate_size=128))
+    write_jsonl(tmp_path / "members.jsonl", rows[:16])
+    write_jsonl(tmp_path / "others.jsonl", rows[16:])
+    (tmp_path / "public.txt").write_text("a fine film\n" * 4)
+    sordino.tune(
+        model=base,
+        train=tmp_path / "members.jsonl",
+        output=tmp_path / "run",
+        guarantee="none",
+        estimator="first-order",
+        optimizer="adamw",
+        adapter="full",
+        num_steps=60,
+        learning_rate=0.01,
+        dtype="float32",
+        device="cpu",
+    )
+    opened = open_source(str(tmp_path / "run"))
+    layers = {
+        name: module
+        for name, module in opened.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    limits = ProtectSettings(
+        members=tmp_path / "members.jsonl",
+        nonmembers=tmp_path / "others.jsonl",
+        public=tmp_path / "public.txt",
+        budget=None,
+        tolerance=0.01,
+        base=base,
+    )
+    found = choose_bits(
+        str(tmp_path / "run"), opened, layers, limits, group_size=GROUP, folder=tmp_path / "p"
+    )
+    frontier = {p["name"]: p for p in json.loads(found.record.read_text())["frontier"]}
+    whole, coarse = frontier["not quantized"], frontier["2 bits"]
+    assert whole["extracted"]["num_records"] == 8  # the half that judges
+    assert whole["extracted"]["greedy"][0] >= 0.75
+    assert whole["extracted"]["sampled"][0] >= whole["extracted"]["greedy"][0]
+    assert whole["extracted_others"]["greedy"][0] == 0.0
+    assert coarse["extracted"]["greedy"][0] < 0.5
+    assert "in 100 samples" in found.page.read_text()
 
 
 def test_roles_that_need_more_than_four_bits_get_it(

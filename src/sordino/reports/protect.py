@@ -32,6 +32,7 @@ from sordino.quantization.outliers import (
 )
 from sordino.quantization.pipeline import matrix_of
 from sordino.reports.protection import (
+    ENDING_TOKENS,
     ProbeTexts,
     fisher_proxies,
     group_layers,
@@ -67,6 +68,11 @@ NOTES = (
     "Groups were scored on one half of the members and the others, plans on the other half.",
     "Intervals are 95% each. Of many groups without any effect, one in forty comes out sensitive.",
     "Sensitive means that this attack becomes weaker, not that less could be found out by another.",
+    (
+        f"Extracted: after all of a member but its last {ENDING_TOKENS} tokens, the model's "
+        "likeliest continuation is these tokens; in samples: one of so many is, with a chance of "
+        "one half. Others: records it has not seen, whose ends it can guess all the same."
+    ),
 )
 
 
@@ -177,7 +183,7 @@ def choose_bits(
             )
             advance(number)
     record = {
-        "format_version": 1,
+        "format_version": 2,
         "members": len(texts.members),
         "nonmembers": len(texts.nonmembers),
         "public_texts": len(texts.public),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sordino.attacks.endings import Ending, ExtractionRates, extraction_rates, read_ending
 from sordino.attacks.token_statistics import compute_token_statistics
 from sordino.auditing.areas import auc_interval
 from sordino.auditing.curves import operating_point
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     Modules = Mapping[str, torch.nn.Module]
 
 FALSE_POSITIVE_RATE = 0.01
+ENDING_TOKENS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,11 +82,15 @@ class Probe:
         public: Loss of each public text, nats a token.
         members: Attack score of each member: the base's loss less this model's.
         nonmembers: The same of the others.
+        member_endings: The last tokens of the members that are long enough.
+        nonmember_endings: The same of the others.
     """
 
     public: NDArray[np.float64]
     members: NDArray[np.float64]
     nonmembers: NDArray[np.float64]
+    member_endings: Sequence[Ending] = ()
+    nonmember_endings: Sequence[Ending] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +103,9 @@ class FrontierPoint:
         perplexity: Of a token of the public texts.
         auc: Of the membership attack: value, lower and upper end.
         true_positive_rate: At a false positive rate of at most 1%: value, lower and upper end.
+        extracted: Members whose last tokens the model gives away; None where no text is
+            long enough, or where words are chosen and not written.
+        extracted_others: The same of the others: what it can write without having seen them.
     """
 
     name: str
@@ -104,26 +113,43 @@ class FrontierPoint:
     perplexity: float
     auc: tuple[float, float, float]
     true_positive_rate: tuple[float, float, float]
+    extracted: ExtractionRates | None = None
+    extracted_others: ExtractionRates | None = None
 
 
 def losses_of(
     model: LanguageModel, texts: Sequence[ScoredText], tokens_per_batch: int
 ) -> NDArray[np.float64]:
     """Returns each text's mean loss of a token, nats."""
-    losses = np.zeros(len(texts))
-    found = compute_token_statistics(model, texts, tokens_per_batch=tokens_per_batch)
-    for index, statistics in found:
-        losses[index] = statistics.negative_log_likelihood
-    return losses
+    return _measure(model, texts, tokens_per_batch)[0]
 
 
 def probe(model: LanguageModel, texts: ProbeTexts, tokens_per_batch: int) -> Probe:
     """Returns a model's measurement."""
+    members, member_endings = _measure(model, texts.members, tokens_per_batch)
+    nonmembers, nonmember_endings = _measure(model, texts.nonmembers, tokens_per_batch)
     return Probe(
-        losses_of(model, texts.public, tokens_per_batch),
-        texts.base_members - losses_of(model, texts.members, tokens_per_batch),
-        texts.base_nonmembers - losses_of(model, texts.nonmembers, tokens_per_batch),
+        public=losses_of(model, texts.public, tokens_per_batch),
+        members=texts.base_members - members,
+        nonmembers=texts.base_nonmembers - nonmembers,
+        member_endings=member_endings,
+        nonmember_endings=nonmember_endings,
     )
+
+
+def _measure(
+    model: LanguageModel, texts: Sequence[ScoredText], tokens_per_batch: int
+) -> tuple[NDArray[np.float64], list[Ending]]:
+    """Returns each text's loss, and what the model makes of the ends of those that have one."""
+    losses = np.zeros(len(texts))
+    endings = []
+    found = compute_token_statistics(model, texts, tokens_per_batch=tokens_per_batch)
+    for index, statistics in found:
+        losses[index] = statistics.negative_log_likelihood
+        ending = read_ending(statistics, ENDING_TOKENS)
+        if ending is not None and texts[index].word_ids is None:
+            endings.append(ending)
+    return losses, endings
 
 
 def round_layer(name: str, weights: torch.Tensor, bits: int, group_size: int) -> QuantizedLayer:
@@ -245,7 +271,13 @@ def measure_plan(
         perplexity=float(np.exp(np.average(found.public, weights=counts))),
         auc=(area.auc, area.lower, area.upper),
         true_positive_rate=(point.tpr, point.tpr_lower, point.tpr_upper),
+        extracted=_rates(found.member_endings),
+        extracted_others=_rates(found.nonmember_endings),
     )
+
+
+def _rates(endings: Sequence[Ending]) -> ExtractionRates | None:
+    return extraction_rates(endings, num_tokens=ENDING_TOKENS) if endings else None
 
 
 def squared_errors(

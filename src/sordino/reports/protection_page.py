@@ -27,8 +27,16 @@ def render_protection_page(record: Mapping[str, Any]) -> str:
     for group in record["groups"]:
         counts[group["role"]] = counts.get(group["role"], 0) + 1
     return environment.from_string(source).render(
-        record=record, figures=_figures(record["frontier"]), counts=counts
+        record=record,
+        figures=_figures(record["frontier"]),
+        counts=counts,
+        tries=_num_tries(record["frontier"]),
     )
+
+
+def _num_tries(frontier: list[dict[str, Any]]) -> str:
+    """Returns how many samples the extraction in samples may take."""
+    return next((str(p["extracted"]["num_tries"]) for p in frontier if p["extracted"]), "n")
 
 
 def _figures(frontier: list[dict[str, Any]]) -> list[Markup]:
