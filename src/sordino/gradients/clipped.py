@@ -32,6 +32,7 @@ _AUTOMATIC_OFFSET = 0.01
 _SMALLEST_NORM = 1e-30
 _CLIP_NORMS = (1e-12, 1e12)  # far from where squares of float32 numbers vanish
 _LARGEST_EXCESS = 2.0**100  # of a norm over clip_norm; a smaller factor would lose digits
+_LARGEST_MATERIALISED = 2**24  # numbers of one record's whole gradient: 64 MiB
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -67,8 +68,9 @@ class ClippedGradients:
         clipping: "flat" scales by min(1, clip_norm / norm); "automatic" by clip_norm / (norm +
             0.01); "per-layer" clips each of the L tensors to clip_norm / sqrt(L), inside of the
             backward pass, so that no layer's factors outlive it.
-        method: "materialised" forms each record's whole gradient, "book-keeping" keeps factors;
-            "auto" takes what is smaller, batch by batch.
+        method: "materialised" forms each record's whole gradient in float32, which is quicker for
+            small adapters; "book-keeping" keeps factors, or the gradients of single matrices where
+            these are smaller; "auto" chooses, batch by batch.
 
     Raises:
         InvalidParameterError: If an argument is not allowed or a tensor's module is not covered.
@@ -148,9 +150,11 @@ class ClippedGradients:
         return BatchReport(num_units=len(groups), is_all_zero=is_all_zero)
 
     def _is_materialised(self, batch: Sequence[int]) -> bool:
-        """Returns whether whole gradients take less memory than their factors."""
+        """Returns whether whole gradients are few numbers, and fewer than their factors."""
         if self._method != "auto":
             return self._method == "materialised"
+        if self._num_params > _LARGEST_MATERIALISED:
+            return False
         longest = max(self._objective.lengths[record] for record in batch)
         return self._num_params <= longest * self._factor_size
 

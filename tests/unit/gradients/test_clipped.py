@@ -194,6 +194,23 @@ def test_auto_takes_what_is_smaller() -> None:
     assert not whole._is_materialised([0, 1])
 
 
+def test_auto_never_forms_whole_gradients_of_large_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With long records the factors of all layers are more numbers than a gradient.
+
+    One record of 512 tokens took a gradient of SmolLM2-135M, 650 MB, and a batch of 16 of them more
+    than 10 GB.
+    """
+    model, space = adapted_llama("both")
+    clipped = ClippedGradients(model, make_objective("classification"), space.tensors, clip_norm=1)
+    num_params = sum(p.numel() for p in space.tensors.values())
+    monkeypatch.setattr("sordino.gradients.clipped._LARGEST_MATERIALISED", num_params)
+    assert clipped._is_materialised([1])
+    monkeypatch.setattr("sordino.gradients.clipped._LARGEST_MATERIALISED", num_params - 1)
+    assert not clipped._is_materialised([1])
+
+
 @pytest.mark.parametrize("entries", [1, 64])
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
 def test_small_parts_give_the_same(
