@@ -6,7 +6,8 @@ Run: python benchmarks/access_tuning.py --output FOLDER [--sizes 0 100 400 1000]
 The embedded model in 4 bits, LoRA of rank 32 on attention and feed-forward, one epoch of 8 records
 a step, linear decay. Questions to measure are about another company, in other wordings; the same
 ones for every row. One line of JSON a finished row in FOLDER/rows.jsonl: a second call goes on
-after it, and prints the table of all rows. To choose a learning rate, give several with one size.
+after it, continues a run that was cut short (its seconds are then those of the rest), and prints
+the table of all rows. To choose a learning rate, give several with one size.
 
 The embedded model comes from a 4-bit file, so rounding its weights to a 4-bit grid costs less than
 it would cost another model. 200 questions leave wide intervals: they are printed.
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def tune_row(folder: Path, run: Path, size: int, rate: float, seed: int) -> floa
         learning_rate=rate,
         seed=seed,
         device=DEVICE,
+        resume=True,
     )
     return stopwatch() - began
 
@@ -92,9 +93,7 @@ def make_rows(arguments: argparse.Namespace, folder: Path) -> None:
             for size in sorted(arguments.sizes):
                 if size == 0 or (size, rate, seed) in done_rows(folder):
                     continue
-                run = folder / "run"
-                for path in (run, folder / "run.private"):  # of a call that was cut short
-                    shutil.rmtree(path, ignore_errors=True)
+                run = folder / f"run-{size}-{rate:g}-{seed}"
                 seconds = tune_row(folder, run, size, rate, seed)
                 if 0 in arguments.sizes and (0, 0.0, 0) not in done_rows(folder):
                     found = measure_row(run, test, is_base=True)
