@@ -75,7 +75,7 @@ OPEN = {
     "base_bits",
     "teacher",
     "compute_dtype",
-    "noise_source",
+    "entropy_source",
     "transcript_header_sha256",
 }
 

@@ -376,7 +376,7 @@ def _opening_event(
         **({"base_format": "nf4"} if config.base_format == "nf4" else {}),  # absent: codes
         "teacher": _describe_teacher(request, teacher_sha256),
         "compute_dtype": str(dtype).removeprefix("torch."),
-        "noise_source": "operating system",
+        "entropy_source": "operating system",
         "transcript_header_sha256": hashlib.sha256(made.header.to_bytes()).hexdigest(),
     }
     return json.loads(canonical_json(event))  # as it will be read back
