@@ -349,3 +349,30 @@ def test_an_audit_holds_a_quantized_run_against_what_is_left_of_its_claim(
     other = write_tiny_model(tmp_path / "other", **WIDE | {"initializer_range": 0.2})
     with pytest.raises(InvalidParameterError, match="not the base that this run started from"):
         sordino.audit(str(tmp_path / "q"), model=str(other), control=False, **sides)
+
+
+def test_canaries_of_the_run_are_attacked_after_quantization(
+    tmp_path: Path, wide: Path, run: Path, texts: Path
+) -> None:
+    """The quantized folder has no private files: the run that it was made from is named."""
+    tuned = tmp_path / "tuned"
+    sordino.tune(
+        model=str(wide), train=run.parent / "train.jsonl", output=tuned, canaries=20, **SMALL
+    )
+    quantize(
+        tuned, tmp_path / "q", model=str(wide), calibration=str(texts), calibration_is_public=True
+    )
+    quantized = str(tmp_path / "q")
+    with pytest.raises(InvalidParameterError, match="name that run with --quantized-from"):
+        sordino.audit(quantized, model=str(wide), control=False)
+    found = sordino.audit(quantized, quantized_from=tuned, model=str(wide), control=False).audit
+    assert found.canaries is not None
+    assert found.canaries.num_canaries == 20
+    other = tmp_path / "other"
+    sordino.tune(
+        model=str(wide), train=run.parent / "train.jsonl", output=other, canaries=20, **SMALL
+    )
+    with pytest.raises(InvalidParameterError, match="its ledger is another one"):
+        sordino.audit(quantized, quantized_from=other, model=str(wide), control=False)
+    with pytest.raises(InvalidParameterError, match="is of the kind 'run'"):
+        sordino.audit(str(tuned), quantized_from=tuned, model=str(wide), control=False)

@@ -152,6 +152,27 @@ def find_base_format(
     return {"base_bits": bits, "base_format": base_format}
 
 
+def require_made_from(subject: Subject, ledger: Path) -> None:
+    """Raises unless a quantized run was made from the run that has this ledger.
+
+    Canaries of another run would prove nothing, whatever was guessed about them.
+
+    Raises:
+        InvalidParameterError: If the subject is no quantized run, or was made from another run.
+        LedgerError: If the ledger is damaged.
+    """
+    if subject.kind != "quantized run" or subject.ledger is None:
+        raise InvalidParameterError(
+            "quantized_from is for folders that `sordino quantize` made from a run; "
+            f"{subject.name} is of the kind {subject.kind!r}. Leave it out."
+        )
+    if Ledger.open(ledger).head != subject.ledger.head:
+        raise InvalidParameterError(
+            f"{subject.name} was not made from the run {ledger.parent}: its ledger is another one. "
+            "Name the run that was quantized."
+        )
+
+
 def _find_ledger(folder: Path) -> tuple[Ledger | None, str, bool]:
     """Returns the ledger of the run behind a model, its kind, and whether its claim is void."""
     if (folder / "ledger.jsonl").is_file():

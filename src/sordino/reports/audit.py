@@ -14,7 +14,7 @@ from sordino.attacks.canaries import read_canaries
 from sordino.attacks.extra_scores import EXTRA_SCORES
 from sordino.attacks.reference_models import REFERENCE_SCORES, ReferenceModels
 from sordino.attacks.scores import SCORES
-from sordino.attacks.subject import open_subject
+from sordino.attacks.subject import open_subject, require_made_from
 from sordino.core.checks import require_in_range, require_integer
 from sordino.core.errors import InvalidParameterError
 from sordino.data import RecordFile, default_verbalizers, labels_of, parse_verbalizers
@@ -74,6 +74,10 @@ def audit(
         str | None, Doc("Model that it was tuned from; default: what an adapter names.")
     ] = None,
     canaries: Annotated[bool, Doc("Attack the canaries that the run planned, if any.")] = True,
+    quantized_from: Annotated[
+        Path | None,
+        Doc("Of a quantized run: the run folder it was made from, for its canaries and subset."),
+    ] = None,
     attacks: Annotated[
         list[str] | None,
         Doc(
@@ -146,7 +150,7 @@ def audit(
     require_integer("num_samples", num_samples, 1)
     require_integer("num_findings", num_findings, 0)
     require_known(attacks)
-    folder = RunFolder(Path(run))
+    folder = RunFolder(quantized_from or Path(run))
     planned = None
     if canaries and folder.canaries.exists():
         planned = read_canaries(folder.canaries)
@@ -155,11 +159,14 @@ def audit(
     if members is None and planned is None and strings is None and not num_findings:
         raise InvalidParameterError(
             "there is nothing to attack: give --members and --nonmembers, --secrets or "
-            "--num-findings, or audit a run that was tuned with --canaries."
+            "--num-findings, or audit a run that was tuned with --canaries (of a quantized run: "
+            "name that run with --quantized-from)."
         )
     place = Workers.start(device).device
     compute_dtype = choose_compute_dtype(dtype, place)
     subject = open_subject(run, base=model, dtype=compute_dtype, device=place)
+    if quantized_from is not None:
+        require_made_from(subject, folder.ledger)
     certificate = None
     if subject.ledger is not None and not subject.is_voided:
         certificate = compute_certificate(subject.ledger)
