@@ -35,10 +35,9 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModel, AutoTokenizer
 
-from quantization_models import Row, add_result, quantize, read_results
+from quantization_models import Row, add_result, allow_three_bits, quantize, read_results
 from sordino.data import split_reviews
 from sordino.lattices import ORDERS
-from sordino.quantization import layers, methods, scales
 
 NUM_CALIBRATION, NUM_SCORED = 256, 512
 LONGEST = 256  # tokens, as the model's sentence_bert_config.json has it
@@ -47,12 +46,6 @@ METHODS = ("nearest", "hqq", "awq", *(f"gptq-{order}" for order in ORDERS))
 DEFAULT_ROWS = [
     f"{m}:{bits}:{group}" for bits in (4, 3, 2) for group in ("64", "row") for m in METHODS
 ]
-
-
-def allow_three_bits() -> None:
-    """Lets the pipeline make codes of 3 bits, which no format of the library stores."""
-    for module in (layers, methods, scales):
-        module.QUANTIZED_BITS = (2, 3, 4, 8)
 
 
 class Bench:
