@@ -6,8 +6,9 @@ Run: OMP_NUM_THREADS=1 python benchmarks/quantization_models.py --output FOLDER
 
 A row is METHOD:BITS:GROUP, with METHOD one of nearest, absmax (nearest on a grid that clips
 nothing), hqq, awq, smoothquant, gptq-natural, gptq-activation and gptq-min-pivot, and GROUP a
-number of inputs or row. At 3 bits codes lie in [-4, 3]; no shipped file stores them. Results are added to FOLDER/results.jsonl; rows that are there are left
-out, and a row that was cut short goes on behind its last finished block.
+number of inputs or row. At 3 bits codes lie in [-4, 3]; no file of the library stores them. Results
+are added to FOLDER/results.jsonl; rows that are there are left out, and a row that was cut short
+goes on behind its last finished block.
 
 The embedded model lies on a 4-bit grid already, so the residual stream is rotated first by a random
 orthogonal matrix (see rotation.py), which changes no output; the perplexity of the model as it is
@@ -29,6 +30,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +41,6 @@ from rotation import rotate_model
 from sordino.data import embedded_reviews
 from sordino.lattices import ORDERS
 from sordino.models import load_model
-from sordino.quantization import layers, methods, scales
 from sordino.quantization.calibration import CalibrationRun
 from sordino.quantization.input_scales import place_folds
 from sordino.quantization.methods import METHODS, QuantizationSettings
@@ -100,8 +101,8 @@ class Row:
 
 def allow_three_bits() -> None:
     """Lets the pipeline make codes of 3 bits, which no format of the library stores."""
-    for module in (layers, methods, scales):
-        module.QUANTIZED_BITS = (2, 3, 4, 8)
+    for name in ("layers", "methods", "scales"):
+        import_module(f"sordino.quantization.{name}").QUANTIZED_BITS = (2, 3, 4, 8)
 
 
 def make_sequences(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], torch.Tensor]:
