@@ -223,6 +223,24 @@ def test_an_interrupted_comparison_goes_on(
     assert [event["kind"] for event in ledger.events] == ["open", "release", "release", "close"]
 
 
+def test_an_interrupted_method_can_be_left_out(
+    tmp_path: Path,
+    tiny_model: Path,
+    started: list[tuple[str, bool]],
+    interrupt: Callable[[int], None],
+) -> None:
+    """One that takes too long does not keep the others from the table."""
+    settings = _files(tmp_path, tiny_model) | OPTIONS
+    interrupt(7)
+    with pytest.raises(KeyboardInterrupt):
+        sordino.compare(**settings, methods=["non-private", "dp-zeroth-order", "pac-zeroth-order"])
+    started.clear()
+    result = sordino.compare(**settings, methods=["pac-zeroth-order"], resume=True)
+    assert started == [("pac-zeroth-order", False)]
+    assert [row.method for row in result.comparison.rows] == ["non-private", "pac-zeroth-order"]
+    assert result.comparison.unfinished == []
+
+
 def test_a_method_can_be_added(
     tmp_path: Path, tiny_model: Path, started: list[tuple[str, bool]]
 ) -> None:

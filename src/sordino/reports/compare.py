@@ -203,7 +203,7 @@ def _open(result: ComparisonResult, *, resume: bool) -> ComparisonResult:
                 f"{result.output} was started with other settings or records; --resume must repeat "
                 f"them. Different: {', '.join(differing)}."
             )
-        asked = {*old.methods, *new.methods}
+        asked = {*(row.method for row in old.rows), *new.methods}
         new = replace(old, methods=tuple(name for name in METHODS if name in asked))
     result.output.mkdir(parents=True, exist_ok=True)
     replace_file(result.record, new.to_bytes())
