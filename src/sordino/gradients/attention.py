@@ -2,7 +2,7 @@
 
 PyTorch's fused kernel is fast forward; its backward pass on a processor takes several times as long
 as the plain matrix products for the tens of tokens of a record. The forward pass here is the fused
-kernel, unchanged; the backward pass recomputes the weights.
+kernel, unchanged; the backward pass recomputes the weights, a few heads at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-_LONGEST = 1024  # beyond, the weights take more memory than they save time
+_LONGEST = 640  # beyond, the fused kernel wins: it skips the future
+_ENTRIES_AT_ONCE = 2**19  # of the weights of a few heads, which then stay in the processor's cache
 
 
 class CausalAttentionMode(TorchFunctionMode):
@@ -67,13 +68,23 @@ class _CausalAttention(torch.autograd.Function):
         ctx: Any, *gradients: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         query, key, value = ctx.saved_tensors
-        gradient = gradients[0]
-        length = query.shape[-2]
+        length, scale = query.shape[-2], ctx.scale
         future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-        scores = (query @ key.transpose(-1, -2)).float().mul_(ctx.scale)
-        weights = torch.softmax(scores.masked_fill_(future, -torch.inf), dim=-1)
-        to_weights = (gradient @ value.transpose(-1, -2)).float()
-        offset = (weights * to_weights).sum(dim=-1, keepdim=True)
-        to_scores = to_weights.sub_(offset).mul_(weights).mul_(ctx.scale).to(query.dtype)
-        to_value = weights.to(gradient.dtype).transpose(-1, -2) @ gradient
-        return to_scores @ key, to_scores.transpose(-1, -2) @ query, to_value, None
+        to_query, to_key, to_value = (x.new_empty(x.shape) for x in (query, key, value))
+        parts = [
+            x.reshape(-1, *x.shape[-2:]).split(max(1, _ENTRIES_AT_ONCE // length**2))
+            for x in (query, key, value, *gradients)
+        ]
+        outputs = [
+            x.view(-1, *x.shape[-2:]).split(len(parts[0][0])) for x in (to_query, to_key, to_value)
+        ]
+        for q, k, v, gradient, out_q, out_k, out_v in zip(*parts, *outputs, strict=True):
+            scores = (q @ k.mT).float().mul_(scale)
+            weights = torch.softmax(scores.masked_fill_(future, -torch.inf), dim=-1)
+            to_weights = (gradient @ v.mT).float()
+            offset = (weights * to_weights).sum(dim=-1, keepdim=True)
+            to_scores = to_weights.sub_(offset).mul_(weights).mul_(scale).to(q.dtype)
+            torch.bmm(weights.to(gradient.dtype).mT, gradient, out=out_v)
+            torch.bmm(to_scores, k, out=out_q)
+            torch.bmm(to_scores.mT, q, out=out_k)
+        return to_query, to_key, to_value, None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sordino.core.errors import InvalidParameterError, LedgerError, SordinoError
+from sordino.gradients.attention import CausalAttentionMode
 from sordino.gradients.objectives import require_differentiable
 from sordino.mechanisms.noise import add_noise
 from sordino.training.checkpoint import read_checkpoint, write_checkpoint
@@ -95,7 +96,8 @@ class PlainSum(AbstractGradientSum):
         self._objective.prepare(self._model, batch)
         for parameter in tensors.values():
             parameter.requires_grad_(requires_grad=True)
-        losses = self._objective.losses(self._model, batch).sum()
+        with CausalAttentionMode():
+            losses = self._objective.losses(self._model, batch).sum()
         found = torch.autograd.grad(losses, list(tensors.values()), allow_unused=True)
         for parameter in tensors.values():
             parameter.requires_grad_(requires_grad=False)

@@ -48,6 +48,24 @@ def test_equals_the_textbook(num_key_heads: int, scale: float | None) -> None:
         assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)  # weights are float32
 
 
+@pytest.mark.parametrize("entries", [1, 3 * 49])
+def test_heads_in_parts_give_the_same(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part may be one head, or a number that does not divide them; transposed inputs too."""
+    monkeypatch.setattr(attention, "_ENTRIES_AT_ONCE", entries)
+    inputs = [x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in make_inputs(4)]
+    inputs = [x.requires_grad_() for x in inputs]
+    with CausalAttentionMode():
+        found = scaled_dot_product_attention(*inputs, is_causal=True)
+    expected = textbook(*inputs, 5**-0.5)
+    towards = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).double()
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, towards),
+        torch.autograd.grad(expected, inputs, towards),
+        strict=True,
+    ):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("case", ["not causal", "mask", "dropout", "cross", "long"])
 def test_everything_else_is_left_alone(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other attention keeps PyTorch's own kernels."""
