@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any, Self
 
 from sordino.core.errors import InvalidDataError
-from sordino.ledger.durable import PRIVATE_FILE_MODE, flush_folder
+from sordino.ledger.durable import PRIVATE_FILE_MODE, flush_folder, read_whole_lines
 from sordino.ledger.ledger import canonical_json
 
 if TYPE_CHECKING:
@@ -106,11 +106,7 @@ class AnswerFile:
 
     def _read(self) -> dict[tuple[str, str], str]:
         """Returns the stored answers; cuts a last line off that a crash tore."""
-        content = self._path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            os.truncate(self._path, end)
-        lines = content[:end].splitlines()
+        lines = read_whole_lines(self._path)
         if not lines:
             return {}
         if self._parse(lines[0], 1) != self._header:

@@ -53,6 +53,31 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     flush_folder(path.parent)
 
 
+def read_whole_lines(path: Path) -> list[bytes]:
+    """Returns a file's lines; a last one that a crash tore is cut off. A missing file has none."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(path, len(whole))
+    return whole.splitlines()
+
+
+def append_line(path: Path, line: str, *, mode: int = 0o644) -> None:
+    """Puts a line at the end of a file, made with this mode if there is none.
+
+    Raises:
+        OSError: If the disk is full or fails; `read_whole_lines` cuts off what was torn.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode)
+    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def flush_folder(folder: Path) -> None:
     """Flushes a folder's list of names to disk."""
     descriptor = os.open(folder, os.O_RDONLY)

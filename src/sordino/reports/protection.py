@@ -7,7 +7,6 @@ the members and plans are judged on the other half, so that the choice does not 
 from __future__ import annotations
 
 import json
-import os
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from sordino.attacks.endings import Ending, ExtractionRates, extraction_rates, r
 from sordino.attacks.token_statistics import compute_token_statistics
 from sordino.auditing.areas import auc_interval
 from sordino.auditing.curves import operating_point
-from sordino.ledger.durable import PRIVATE_FILE_MODE
+from sordino.ledger.durable import PRIVATE_FILE_MODE, append_line, read_whole_lines
 from sordino.quantization.layers import QuantizedLayer, packed_bytes
 from sordino.quantization.outliers import (
     Estimate,
@@ -209,7 +208,8 @@ def score_groups(
         tokens_per_batch: Tokens of a forward pass, padding included.
         advance: Called with the number of finished groups.
     """
-    found = _read_lines(path)
+    entries = map(json.loads, read_whole_lines(path))
+    found: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in entries}
     tokens = [len(text.scored_ids) for text in texts.public]
     groups = group_layers(list(modules))
     whole = probe(model, texts, tokens_per_batch) if set(groups) - set(found) else None
@@ -228,7 +228,7 @@ def score_groups(
                 "functional": asdict(functional),
                 "sensitive": asdict(sensitive),
             }
-            _append_line(path, line)
+            append_line(path, json.dumps(line), mode=PRIVATE_FILE_MODE)
             found[name] = line
         scores.append(_group_score(found[name], layers, proxies.get(name)))
         advance(number)
@@ -351,27 +351,3 @@ def _group_score(line: Mapping[str, Any], layers: Sequence[str], proxy: float | 
         sensitive=Estimate(**line["sensitive"]),
         proxy=proxy,
     )
-
-
-def _read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Returns finished measurements by group; a last line torn by a crash is left out."""
-    found: dict[str, dict[str, Any]] = {}
-    if not path.exists():
-        return found
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        os.truncate(path, len(whole))
-    for line in whole.splitlines():
-        entry = json.loads(line)
-        found[entry["name"]] = entry
-    return found
-
-
-def _append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Adds a finished measurement."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE_FILE_MODE)
-    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
