@@ -23,11 +23,12 @@ from helpers_runs import (
     write_tiny_model,
 )
 from sordino.core.errors import InvalidDataError, InvalidParameterError
+from sordino.quantization.layers import packed_bytes
 from sordino.quantization.outliers import Estimate
 from sordino.quantization.pipeline import matrix_of
 from sordino.quantization.source import open_source
 from sordino.reports import protect, protection
-from sordino.reports.protect import ProtectSettings, choose_bits
+from sordino.reports.protect import ProtectSettings, choose_bits, describe_frontier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,7 +101,8 @@ def test_bits_follow_roles_within_the_budget(files: dict[str, Any], tmp_path: Pa
     frontier = {point["name"]: point for point in record["frontier"]}
     assert len(frontier) == 1 + 3 + 1 + 5 + 1
     chosen = frontier["differentiated"]["num_bytes"]
-    assert chosen <= record["budget_bytes"] == frontier["4 bits"]["num_bytes"]
+    assert chosen <= record["budget_bytes"]
+    assert record["budget_bytes"] >= frontier["4 bits"]["num_bytes"]
     assert {frontier[f"random {k}"]["num_bytes"] for k in range(1, 6)} == {chosen}
     whole = frontier["not quantized"]
     assert whole["num_bytes"] == 2 * sum(matrix_of(m).numel() for m in layers.values())
@@ -195,6 +197,46 @@ def test_roles_that_need_more_than_four_bits_get_it(
         run_protect(files, tmp_path / "p", budget=frontier["4 bits"]["num_bytes"])
 
 
+@pytest.mark.parametrize("is_worse", [True, False])
+def test_a_plan_that_is_worse_than_uniform_bits_is_called_so(
+    *, is_worse: bool, files: dict[str, Any], tmp_path: Path
+) -> None:
+    """Whoever asks for protection must not be handed a broken model without a word."""
+    found, _ = run_protect(files, tmp_path / "p")
+    record = json.loads(found.record.read_text())
+    points = {point["name"]: point for point in record["frontier"]}
+    usual = points["4 bits"]["perplexity"]
+    points["differentiated"]["perplexity"] = usual * (1.5 if is_worse else 0.5)
+    found.record.write_text(json.dumps(record))
+    lines = describe_frontier(found.record)
+    assert any(line.startswith("differentiated: ") for line in lines)
+    assert any(line.startswith("Warning: ") for line in lines) == is_worse
+
+
+def test_layers_without_a_role_keep_four_bits_by_default(
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each alone carries little, all of them together carry the model."""
+    real = protect.score_groups
+
+    def one_functional(*arguments: Any, **settings: Any) -> list[Any]:
+        none, large = Estimate(0.001, -1.0, 1.0), Estimate(2.0, 1.0, 3.0)
+        groups = [
+            replace(group, functional=none, sensitive=none)
+            for group in real(*arguments, **settings)
+        ]
+        return [replace(groups[0], functional=large), *groups[1:]]
+
+    monkeypatch.setattr(protect, "score_groups", one_functional)
+    found, layers = run_protect(files, tmp_path / "p")
+    record = json.loads(found.record.read_text())
+    functional = {n for g in record["groups"] if g["role"] == "functional" for n in g["layers"]}
+    assert record["budget_bytes"] == sum(
+        packed_bytes(matrix_of(module).shape, 8 if name in functional else 4, GROUP)
+        for name, module in layers.items()
+    )
+
+
 def test_finished_groups_are_not_measured_again(
     files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +288,7 @@ def test_the_command_voids_the_claim_and_says_so(
     shell = run_cli(capsys, *words, *probes)
     assert shell.code == 0, shell.err
     assert "Void: the bits of each layer were chosen by attacks on the members" in shell.out
+    assert "differentiated: " in shell.out
     record = json.loads((small / "quantization.json").read_text())
     chosen = json.loads((tmp_path / "small.private" / "protection.PRIVATE.json").read_text())
     assert {layer["name"]: layer["bits"] for layer in record["layers"]} == chosen["bits"]

@@ -205,6 +205,10 @@ def show_quantize(result: QuantizeResult, as_json: bool) -> None:  # noqa: FBT00
         for row in cells:
             table.add_row(*row)
         _out.print(table)
-    for line in (*describe_layers(layers, result.kept), *result.privacy["lines"]):
+    for line in (
+        *describe_layers(layers, result.kept),
+        *result.frontier,
+        *result.privacy["lines"],
+    ):
         _out.print(line)
     _out.print(f"Folder: {result.output}. Every layer: {result.record}.")

@@ -30,8 +30,8 @@ __all__ = [
     "GroupScore",
     "Role",
     "allocate_by_role",
+    "bytes_by_role",
     "functional_score",
-    "least_bytes",
     "rank_correlation",
     "sensitive_score",
 ]
@@ -150,16 +150,19 @@ def rank_correlation(groups: Sequence[GroupScore]) -> float | None:
     return float(spearmanr(proxies, values).statistic)
 
 
-def least_bytes(roles: Mapping[str, Role], num_bytes: Mapping[str, Sequence[int]]) -> int:
-    """Returns the bytes of all layers where those without a role take the coarsest grid.
+def bytes_by_role(
+    roles: Mapping[str, Role], num_bytes: Mapping[str, Sequence[int]], *, others: int = 0
+) -> int:
+    """Returns the bytes of all layers.
 
     Args:
         roles: By layer.
         num_bytes: By layer, of each choice of bits.
+        others: Choice of the layers without a role; 0 is the coarsest grid.
     """
     num_choices = len(next(iter(num_bytes.values())))
     fixed = _fixed_choices(roles, num_choices)
-    return sum(num_bytes[name][fixed.get(name, 0)] for name in roles)
+    return sum(num_bytes[name][fixed.get(name, others)] for name in roles)
 
 
 def _fixed_choices(roles: Mapping[str, Role], num_choices: int) -> dict[str, int]:
@@ -198,7 +201,7 @@ def allocate_by_role(
     fixed = _fixed_choices(roles, len(bits))
     free = [name for name in roles if name not in fixed]
     taken = sum(num_bytes[name][choice] for name, choice in fixed.items())
-    least = least_bytes(roles, num_bytes)
+    least = bytes_by_role(roles, num_bytes)
     if least > budget:
         raise InvalidParameterError(
             f"a budget of {budget:,} bytes is too small: {len(fixed)} layers are fixed by what "

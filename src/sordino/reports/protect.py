@@ -26,8 +26,8 @@ from sordino.quantization.calibration import read_calibration_texts
 from sordino.quantization.layers import packed_bytes
 from sordino.quantization.outliers import (
     allocate_by_role,
+    bytes_by_role,
     describe_groups,
-    least_bytes,
     rank_correlation,
 )
 from sordino.quantization.pipeline import matrix_of
@@ -59,6 +59,7 @@ RECORD, PAGE = "protection.PRIVATE.json", "protection.PRIVATE.html"
 _RANDOM_SEEDS = range(5)
 _FEWEST = 8  # members and others, so that each half has four
 _PROXY_TEXTS = 32
+_USUAL_BITS = 4
 NOTES = (
     (
         "For the data holder: every number was computed on the members. Choosing bits by looking "
@@ -93,8 +94,8 @@ class ProtectSettings:
         members: Records that the model was tuned on.
         nonmembers: Others of the same kind.
         public: Public text, for quality.
-        budget: Bytes of all quantized layers; None takes those of 4 bits everywhere, or what the
-            groups' roles need if that is more.
+        budget: Bytes of all quantized layers; None takes those of 4 bits everywhere, or, if that is
+            more, what the groups' roles need with 4 bits for the layers without one.
         tolerance: Rise of the loss, nats a token, from which on a group counts as functional.
         base: Model it was tuned from; None takes what an adapter's folder names.
         num_public: Public texts used, from the first on.
@@ -163,8 +164,11 @@ def choose_bits(
         )
     costs = _costs(groups, layers, group_size, choices)
     roles = {name: group.role(settings.tolerance) for group in groups for name in group.layers}
-    if settings.budget is None:  # hours of measuring must not end in a refusal
-        budget = max(budget, least_bytes(roles, sizes))
+    if settings.budget is None:
+        # hours of measuring must not end in a refusal; nor in a plan that leaves 2 bits to layers
+        # which each carry little: together they carry the model (benchmarks/RESULTS.md)
+        usual = choices.index(_USUAL_BITS)
+        budget = max(budget, bytes_by_role(roles, sizes, others=usual))
     chosen = allocate_by_role(roles, choices, costs, sizes, budget)
     plans = _plans(chosen, costs, sizes, budget, choices)
     frontier = []
@@ -201,11 +205,30 @@ def choose_bits(
     return Protection(chosen, folder / RECORD, folder / PAGE)
 
 
+def describe_frontier(record: Path) -> tuple[str, ...]:
+    """Returns what the plan came to, beside its neighbours, and a warning if it is no good."""
+    content = json.loads(record.read_text(encoding="utf-8"))
+    points = {point["name"]: point for point in content["frontier"]}
+    chosen, usual = points["differentiated"], points[f"{_USUAL_BITS} bits"]
+    lines = [
+        f"{point['name']}: {point['num_bytes'] / 1e6:.1f} MB, perplexity "
+        f"{point['perplexity']:.4g}, AUC of the attack {point['auc'][0]:.3f}"
+        for point in (points["not quantized"], usual, points["by quality alone"], chosen)
+    ]
+    if chosen["perplexity"] > usual["perplexity"] and chosen["num_bytes"] >= usual["num_bytes"]:
+        lines.append(
+            f"Warning: the plan is worse than {_USUAL_BITS} bits everywhere, and not smaller: the "
+            "model pays for what is hidden. Raise --budget-bytes or --tolerance, or take uniform "
+            "bits."
+        )
+    return tuple(lines)
+
+
 def _budget(asked: int | None, sizes: Mapping[str, Sequence[int]], choices: Sequence[int]) -> int:
     """Returns the bytes that all layers may take; refused before hours of work if too few."""
     least = sum(size[0] for size in sizes.values())
     if asked is None:
-        return sum(size[choices.index(4)] for size in sizes.values())
+        return sum(size[choices.index(_USUAL_BITS)] for size in sizes.values())
     if asked < least:
         raise InvalidParameterError(
             f"budget_bytes must be at least {least:,}, what all layers take with {choices[0]} "

@@ -44,7 +44,9 @@ from sordino.reports.private_calibration import (
     plan_release,
     release_grams,
 )
+from sordino.reports.protect import RECORD as PROTECTION
 from sordino.reports.protect import choose_bits as choose_bits_by_role
+from sordino.reports.protect import describe_frontier
 from sordino.reports.quantize_checks import (
     read_budget,
     read_calibration,
@@ -74,6 +76,7 @@ class QuantizeResult:
         layers: The layers, in the order of the model.
         kept: Linear layers that stay in full precision, and why.
         privacy: What may be claimed, as in the record.
+        frontier: With `protect`: what the plan came to, in words, for the data holder.
     """
 
     output: Path
@@ -81,6 +84,7 @@ class QuantizeResult:
     layers: Mapping[str, FinishedLayer]
     kept: Mapping[str, str]
     privacy: Mapping[str, Any]
+    frontier: tuple[str, ...] = ()
 
 
 def quantize(
@@ -130,7 +134,7 @@ def quantize(
         int | None,
         Doc(
             "Bytes for all codes and scales; each layer gets 2, 4 or 8 bits in place of --bits. "
-            "Default with --protect: those of 4 bits, or what the groups' roles need."
+            "Default with --protect: those of 4 bits, or more if the groups' roles need it."
         ),
     ] = None,
     allocation: Annotated[
@@ -255,7 +259,7 @@ def quantize(
             {name: module for block in layers for name, module in block.items()},
             protection,
             group_size=settings.group_size,
-            folder=output.with_name(output.name + ".private"),
+            folder=_private_folder(output),
             choices=choices,
         ).bits
     elif layer_bits is None and budget is not None:
@@ -293,7 +297,19 @@ def quantize(
             "kept": kept,
         },
     )
-    return QuantizeResult(output, record, finished, kept, privacy)
+    return QuantizeResult(
+        output,
+        record,
+        finished,
+        kept,
+        privacy,
+        () if protection is None else describe_frontier(_private_folder(output) / PROTECTION),
+    )
+
+
+def _private_folder(output: Path) -> Path:
+    """Returns where measurements on records lie: beside the folder, never in it."""
+    return output.with_name(output.name + ".private")
 
 
 def _encode(

@@ -11,9 +11,9 @@ from sordino.quantization.outliers import (
     GroupScore,
     Role,
     allocate_by_role,
+    bytes_by_role,
     describe_groups,
     functional_score,
-    least_bytes,
     rank_correlation,
     sensitive_score,
 )
@@ -105,7 +105,8 @@ def test_bits_follow_roles() -> None:
     assert chosen == {"s": 2, "f": 8, "b": 8, "n": 2, "m": 8}
     with pytest.raises(InvalidParameterError, match=r"3 layers are fixed .* needs 22 bytes"):
         allocate_by_role(roles, BITS, costs, num_bytes, budget=21)
-    assert least_bytes(roles, num_bytes) == 22
+    assert bytes_by_role(roles, num_bytes) == 22
+    assert bytes_by_role(roles, num_bytes, others=1) == 26
     with pytest.raises(InvalidParameterError, match="bits must rise"):
         allocate_by_role(roles, (4, 2), costs, num_bytes, budget=100)
 
