@@ -1,7 +1,7 @@
 """How a small model learns access rights: what it gets right over the number of records.
 
 Run: python benchmarks/access_tuning.py --output FOLDER [--sizes 0 100 400 1000] [--rates 1e-3]
-     [--seeds 0] [--test-questions 200] [--records-seed 1]
+     [--seeds 0] [--test-questions 200] [--records-seed 1] [--general-items 124]
 
 The embedded model in 4 bits, LoRA of rank 32 on attention and feed-forward, one epoch of 8 records
 a step, linear decay. Questions to measure are about another company, in other wordings; the same
@@ -25,7 +25,8 @@ import torch
 
 from common import DEVICE, stopwatch
 from sordino.access.examples import choose_questions
-from sordino.access.forgetting import compare_items, make_items
+from sordino.access.forgetting import compare_items
+from sordino.access.general_items import NUM_ITEMS, make_items
 from sordino.access.generate import generate, read_questions
 from sordino.access.results import compute_clauses
 from sordino.attacks.subject import open_subject
@@ -35,15 +36,15 @@ from sordino.reports.access_tune import measure, tune
 _SHOWN = ("correct", "leak", "false_refusal", "wrong", "wrong_format")
 
 
-def measure_row(run: Path, test: list[Any], *, is_base: bool) -> dict[str, Any]:
+def measure_row(run: Path, test: list[Any], num_items: int, *, is_base: bool) -> dict[str, Any]:
     """Returns rates and items of a run, or of the base that it started from."""
     dtype = choose_compute_dtype("auto", DEVICE)
     subject = open_subject(str(run), base="embedded", dtype=dtype, device=DEVICE)
     if is_base:
         with subject.base():
-            answers, items = measure(subject, test, make_items())
+            answers, items = measure(subject, test, make_items(num_items))
     else:
-        answers, items = measure(subject, test, make_items())
+        answers, items = measure(subject, test, make_items(num_items))
     clauses = asdict(compute_clauses(answers))
     kinds: dict[str, list[int]] = {}
     for answer in answers:
@@ -96,10 +97,10 @@ def make_rows(arguments: argparse.Namespace, folder: Path) -> None:
                 run = folder / f"run-{size}-{rate:g}-{seed}"
                 seconds = tune_row(folder, run, size, rate, seed)
                 if 0 in arguments.sizes and (0, 0.0, 0) not in done_rows(folder):
-                    found = measure_row(run, test, is_base=True)
+                    found = measure_row(run, test, arguments.general_items, is_base=True)
                     add(folder, {"size": 0, "rate": 0.0, "seed": 0, "seconds": 0.0}, found)
                 row = {"size": size, "rate": rate, "seed": seed, "seconds": seconds}
-                add(folder, row, measure_row(run, test, is_base=False))
+                add(folder, row, measure_row(run, test, arguments.general_items, is_base=False))
                 print_table(folder)
 
 
@@ -118,7 +119,7 @@ def print_table(folder: Path) -> None:
             cells.append(f"{rate['count'] / rate['total']:.3f} ({ends})")
         lost = ""
         if base is not None and row is not base:
-            change = compare_items(make_items(), base["items"], row["items"])
+            change = compare_items(make_items(len(row["items"])), base["items"], row["items"])
             ends = f"{-change.upper:+.1f} to {-change.lower:+.1f}"
             lost = f" ({-change.lost_points:+.1f} points, {ends})"
         general = f"{sum(row['items'])}/{len(row['items'])}{lost}"
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--test-questions", type=int, default=200)
+    parser.add_argument("--general-items", type=int, default=NUM_ITEMS)
     parser.add_argument("--records-seed", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

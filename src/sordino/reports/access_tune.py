@@ -16,7 +16,8 @@ from typing_extensions import Doc
 
 from sordino.access.evaluate import MAX_NEW_TOKENS, answer_questions, grade_answers
 from sordino.access.examples import choose_questions, make_records, require_apart, write_records
-from sordino.access.forgetting import answer_items, compare_items, make_items
+from sordino.access.forgetting import answer_items, compare_items
+from sordino.access.general_items import NUM_ITEMS, make_items
 from sordino.access.generate import read_questions
 from sordino.access.results import compare_models, compute_clauses
 from sordino.attacks.subject import open_subject
@@ -33,7 +34,8 @@ from sordino.training.workers import Workers
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sordino.access.forgetting import Forgetting, Item
+    from sordino.access.forgetting import Forgetting
+    from sordino.access.general_items import Item
     from sordino.access.questions import Question
     from sordino.access.results import Clauses, GradedAnswer, PairedTest, Rate
     from sordino.attacks.subject import Subject
@@ -135,6 +137,9 @@ def tune(
         int, Doc("Questions to measure before and after; 0 measures nothing.")
     ] = 200,
     forgetting: Annotated[bool, Doc("Measure general questions before and after.")] = True,
+    forgetting_items: Annotated[
+        int, Doc(f"General questions; {NUM_ITEMS} show a collapse, 2,500 a loss of two points.")
+    ] = NUM_ITEMS,
     rationale_share: Annotated[
         float, Doc("Share of the answers that begin with a short reason.")
     ] = 0.75,
@@ -202,6 +207,7 @@ def tune(
     folder = RunFolder(Path(output))
     if not resume:
         folder.require_new()
+    items = make_items(forgetting_items) if forgetting else []
     learned = _choose(read_questions(questions), records, seed)
     measured = []
     if require_integer("test_questions", test_questions, 0) > 0:
@@ -248,7 +254,6 @@ def tune(
             **recipe,
         )
     subject = open_subject(str(folder.path), base=model, dtype=dtype_used, device=workers.device)
-    items = make_items() if forgetting else []
     with subject.base():
         before, items_before = measure(subject, measured, items, max_new_tokens=max_new_tokens)
     after, items_after = measure(subject, measured, items, max_new_tokens=max_new_tokens)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from helpers_tiny_models import make_model
-from sordino.access.forgetting import Item, answer_items, compare_items, make_items
+from sordino.access.forgetting import answer_items, compare_items
+from sordino.access.general_items import MOST_ITEMS, NUM_ITEMS, Item, make_items
 from sordino.core.errors import InvalidParameterError
 from sordino.models import LoadedModel
 
@@ -28,6 +29,21 @@ def test_the_set_is_fixed_and_fair() -> None:
         assert int(item.right) == (a - b if is_less else a + b)
         assert not {str(a), str(b)} & {*item.wrong}
         assert all(len(answer) == 1 for answer in (item.right, *item.wrong))
+
+
+def test_more_items_are_the_same_and_others() -> None:
+    """No question twice, and the usual ones first: runs with other numbers share them."""
+    items = make_items(MOST_ITEMS)
+    assert items[:NUM_ITEMS] == make_items()
+    assert make_items(500) == items[:500]
+    assert len({item.question for item in items[NUM_ITEMS:]}) == MOST_ITEMS - NUM_ITEMS
+    further = Counter(item.group for item in items[NUM_ITEMS:])
+    assert abs(further["arithmetic"] - further["format"]) <= 1
+    for item in items:
+        assert len({item.right, *item.wrong}) == 4
+    for wrong in (NUM_ITEMS - 1, MOST_ITEMS + 1):
+        with pytest.raises(InvalidParameterError, match="forgetting_items"):
+            make_items(wrong)
 
 
 class _Tokenizer:
