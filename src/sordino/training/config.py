@@ -71,8 +71,8 @@ RECIPES = {
     ),
     ("zeroth-order", "lora"): Recipe(num_steps=1000, learning_rate=1e-3, clip=25.0),
     ("zeroth-order", "full"): Recipe(num_steps=1000, learning_rate=1e-4, clip=1000.0),
-    # steps of an optimizer on (noisy) gradients
-    ("gradients", "lora"): Recipe(num_steps=64, learning_rate=1e-3, clip=0.3),
+    # steps of an optimizer on (noisy) gradients; see docs/decisions/0009-rate-of-gradient-steps.md
+    ("gradients", "lora"): Recipe(num_steps=64, learning_rate=1e-2, clip=0.3),
     ("gradients", "full"): Recipe(num_steps=64, learning_rate=1e-4, clip=1.0),
 }
 

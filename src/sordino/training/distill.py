@@ -64,7 +64,7 @@ def distill(
     optimizer: Annotated[Literal["adamw", "sgd"], Doc("What moves the weights.")] = "adamw",
     num_steps: Annotated[int | None, Doc("T; default: 64.")] = None,
     learning_rate: Annotated[
-        float | None, Doc("Default: 1e-3 for an adapter, 1e-4 for all weights.")
+        float | None, Doc("Default: 1e-2 for an adapter, 1e-4 for all weights.")
     ] = None,
     learning_rate_schedule: options.LearningRateSchedule = "linear",
     weight_decay: options.WeightDecay = 0.0,
