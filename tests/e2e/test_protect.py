@@ -211,6 +211,8 @@ def test_a_plan_that_is_worse_than_uniform_bits_is_called_so(
     lines = describe_frontier(found.record)
     assert any(line.startswith("differentiated: ") for line in lines)
     assert any(line.startswith("Warning: ") for line in lines) == is_worse
+    found.record.unlink()
+    assert describe_frontier(found.record) == ()
 
 
 def test_layers_without_a_role_keep_four_bits_by_default(

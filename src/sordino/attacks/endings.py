@@ -46,7 +46,7 @@ class ExtractionRates:
 
     Args:
         num_tokens: Length of the end.
-        num_records: Records that are longer than that.
+        num_records: Records with at least as many scored tokens.
         greedy: By the likeliest continuation: value, lower and upper end.
         num_tries: n.
         sampled: With a chance of one half within n sampled continuations: the same.

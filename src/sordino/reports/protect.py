@@ -206,7 +206,12 @@ def choose_bits(
 
 
 def describe_frontier(record: Path) -> tuple[str, ...]:
-    """Returns what the plan came to, beside its neighbours, and a warning if it is no good."""
+    """Returns what the plan came to, beside its neighbours, and a warning if it is no good.
+
+    Nothing if the file is gone: bits are chosen once, and its holder may have removed it since.
+    """
+    if not record.exists():
+        return ()
     content = json.loads(record.read_text(encoding="utf-8"))
     points = {point["name"]: point for point in content["frontier"]}
     chosen, usual = points["differentiated"], points[f"{_USUAL_BITS} bits"]
