@@ -368,10 +368,9 @@ def test_canaries_of_the_run_are_attacked_after_quantization(
     found = sordino.audit(quantized, quantized_from=tuned, model=str(wide), control=False).audit
     assert found.canaries is not None
     assert found.canaries.num_canaries == 20
-    other = tmp_path / "other"
-    sordino.tune(
-        model=str(wide), train=run.parent / "train.jsonl", output=other, canaries=20, **SMALL
-    )
+    # another seed: with three signs in all, two runs of one seed can have the same ledger
+    other, settings = tmp_path / "other", {**SMALL, "seed": 5, "canaries": 20}
+    sordino.tune(model=str(wide), train=run.parent / "train.jsonl", output=other, **settings)
     with pytest.raises(InvalidParameterError, match="its ledger is another one"):
         sordino.audit(quantized, quantized_from=other, model=str(wide), control=False)
     with pytest.raises(InvalidParameterError, match="is of the kind 'run'"):
