@@ -6,7 +6,7 @@ llama-cpp-python is needed (`pip install sordino[interop]`, which compiles it).
 The embedded model's linear layers are rounded to 8 bits in groups of 32, and written twice: as
 codes (Q8_0), and as what the codes stand for (F32, one layer excepted). Both files hold the same
 numbers and differ in how llama.cpp multiplies with them: with codes it rounds the inputs of each
-layer to 8 bits too. Ours computes in float32. Printed: the largest relative error of a prompt's
+layer to 8 bits too. Ours computes in float32. Printed: the relative error of each prompt's
 logits (norm of the difference by the norm of the logits less their mean), and how many of 16 greedy
 tokens are the same before the first other one.
 """

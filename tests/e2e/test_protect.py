@@ -208,11 +208,11 @@ def test_a_plan_that_is_worse_than_uniform_bits_is_called_so(
     usual = points["4 bits"]["perplexity"]
     points["differentiated"]["perplexity"] = usual * (1.5 if is_worse else 0.5)
     found.record.write_text(json.dumps(record))
-    lines = describe_frontier(found.record)
+    lines = describe_frontier(found.record.parent)
     assert any(line.startswith("differentiated: ") for line in lines)
     assert any(line.startswith("Warning: ") for line in lines) == is_worse
     found.record.unlink()
-    assert describe_frontier(found.record) == ()
+    assert describe_frontier(found.record.parent) == ()
 
 
 def test_layers_without_a_role_keep_four_bits_by_default(

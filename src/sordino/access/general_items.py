@@ -27,10 +27,10 @@ _SUMS = (  # text, and what is added to the first number
     ("There are {a} {things} on a table. {name} puts {b} more there. How many are there now?", 1),
     ("{name} has {a} {things} and gives {b} of them away. How many are left?", -1),
     ("Of {a} {things}, {name} loses {b}. How many remain?", -1),
-    # from here on there are few different ones
     ("What is {a} plus {b}?", 1),
     ("What is {a} minus {b}?", -1),
 )
+_STORIES = _SUMS[:4]  # of the others there are few different ones
 # question, right answer, three wrong ones
 _FACTS = (
     ("What is the capital of France?", "Paris", "Madrid", "Rome", "Vienna"),
@@ -74,7 +74,6 @@ _FACTS = (
     ("What do we use to hear?", "ears", "eyes", "hands", "teeth"),
     ("Which metal is a magnet attracted to?", "iron", "wood", "glass", "paper"),
 )
-_NUM_STORIES = 4
 _WORDS = ("river", "garden", "music", "winter", "bread", "window", "silver", "forest", "mirror")
 _MORE_WORDS = (
     *("paper", "stone", "summer", "kitchen", "island", "candle", "bottle", "morning", "thunder"),
@@ -116,21 +115,21 @@ def make_items(num_items: int = NUM_ITEMS) -> list[Item]:
     """
     require_integer("forgetting_items", num_items, NUM_ITEMS, MOST_ITEMS)
     random = stdlib_random.Random(f"sordino-forgetting/{SEED}")  # noqa: S311 - public items
-    first = [
+    items = [
         *islice(_sums(random, _SUMS), _NUM_SUMS),
         *_forms(_WORDS),
         *(Item("facts", q, right, tuple(w)) for q, right, *w in _FACTS),
     ]
-    known = {item.question for item in first}
+    known = {item.question for item in items}
     pairs = [" ".join(pair) for pair in permutations((*_WORDS, *_MORE_WORDS), 2)]
     random.shuffle(pairs)
-    sources = (_sums(random, _SUMS[:_NUM_STORIES]), _forms(pairs))
-    while len(first) < num_items:
-        item = next(sources[len(first) % 2])
+    sources = (_sums(random, _STORIES), _forms(pairs))
+    while len(items) < num_items:
+        item = next(sources[len(items) % 2])
         if item.question not in known:
             known.add(item.question)
-            first.append(item)
-    return first
+            items.append(item)
+    return items
 
 
 def _sums(random: stdlib_random.Random, texts: tuple[tuple[str, int], ...]) -> Iterator[Item]:

@@ -205,17 +205,18 @@ def choose_bits(
     return Protection(chosen, folder / RECORD, folder / PAGE)
 
 
-def describe_frontier(record: Path) -> tuple[str, ...]:
+def describe_frontier(folder: Path) -> tuple[str, ...]:
     """Returns what the plan came to, beside its neighbours, and a warning if it is no good.
 
-    Nothing if the file is gone: bits are chosen once, and its holder may have removed it since.
+    Nothing if the record is gone: bits are chosen once, and its holder may have removed it since.
     """
-    if not record.exists():
+    if not (folder / RECORD).exists():
         return ()
-    content = json.loads(record.read_text(encoding="utf-8"))
+    content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     points = {point["name"]: point for point in content["frontier"]}
     chosen, usual = points["differentiated"], points[f"{_USUAL_BITS} bits"]
-    lines = [
+    lines = ["Measured on the members, for the data holder:"]
+    lines += [
         f"{point['name']}: {point['num_bytes'] / 1e6:.1f} MB, perplexity "
         f"{point['perplexity']:.4g}, AUC of the attack {point['auc'][0]:.3f}"
         for point in (points["not quantized"], usual, points["by quality alone"], chosen)

@@ -44,7 +44,6 @@ from sordino.reports.private_calibration import (
     plan_release,
     release_grams,
 )
-from sordino.reports.protect import RECORD as PROTECTION
 from sordino.reports.protect import choose_bits as choose_bits_by_role
 from sordino.reports.protect import describe_frontier
 from sordino.reports.quantize_checks import (
@@ -58,6 +57,7 @@ from sordino.reports.quantize_checks import (
 )
 from sordino.reports.quantize_output import write_output
 from sordino.training.progress import progress
+from sordino.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -259,7 +259,7 @@ def quantize(
             {name: module for block in layers for name, module in block.items()},
             protection,
             group_size=settings.group_size,
-            folder=_private_folder(output),
+            folder=RunFolder(output).private,
             choices=choices,
         ).bits
     elif layer_bits is None and budget is not None:
@@ -303,13 +303,8 @@ def quantize(
         finished,
         kept,
         privacy,
-        () if protection is None else describe_frontier(_private_folder(output) / PROTECTION),
+        () if protection is None else describe_frontier(RunFolder(output).private),
     )
-
-
-def _private_folder(output: Path) -> Path:
-    """Returns where measurements on records lie: beside the folder, never in it."""
-    return output.with_name(output.name + ".private")
 
 
 def _encode(
