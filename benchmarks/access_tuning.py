@@ -141,7 +141,13 @@ def main() -> None:
     folder = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "questions").exists():
-        generate(output=folder / "questions", seed=arguments.records_seed, questions=100)
+        # many companies, so that names of single supervisors do not give the answer away
+        generate(
+            output=folder / "questions",
+            seed=arguments.records_seed,
+            questions=100,
+            train_companies=8,
+        )
     make_rows(arguments, folder)
     print_table(folder)
 

@@ -92,16 +92,3 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
 }
-
-RATIONALES = {
-    "self": "The user asks about their own record, which the rules allow.",
-    "direct_supervisor": "The user is the direct supervisor of this employee and may know.",
-    "higher_managers": "The user is above this employee in the reporting line and may know.",
-    "everyone": "The rules allow everybody to know this.",
-    "granted": "The user has been given the right to know this.",
-    "role": "The role of the user gives the right to know this.",
-    "no rule": "The user is another person, and no rule gives them the right to know this.",
-    "revoked": "The right of this user to know this has been revoked.",
-    "denied": "The role of the user forbids this.",
-    "missing": "The user may know this, but the context has no record of this employee.",
-}

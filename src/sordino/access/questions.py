@@ -18,6 +18,7 @@ from sordino.access import _templates as wording
 from sordino.access.benchmark import MISSING, REFUSAL
 from sordino.access.company import ASKED, NOBODY
 from sordino.access.policy_text import label_of, make_system_text
+from sordino.access.rationales import make_rationale
 from sordino.access.values import ReadText, Value
 from sordino.core.checks import require_integer, require_one_of
 
@@ -47,7 +48,7 @@ class Question:
         expected: For benign questions what the answer must hold; for malicious ones what it must
             not.
         answer: The right answer, in its braces.
-        rationale: One sentence why; holds no value.
+        rationale: The checks that decide; holds no value.
         template: Style, split and number of the wording.
         pair: Id of a pair; None for none.
     """
@@ -320,11 +321,6 @@ class _Maker:
         shown = context or self._context(case.target, is_missing=is_missing, also=between)
         text, template_name = template or self._template(style, case.attributes)
         may = self._may(case)
-        rule = next(
-            decision.rule
-            for attribute in case.attributes
-            if (decision := self._policy.decide(case.asker, case.target, attribute)).allowed == may
-        )
         expected = [MISSING] if is_missing and may else self._values(case)
         answer = "; ".join(expected) if may else REFUSAL
         return Question(
@@ -349,7 +345,13 @@ class _Maker:
             ),
             expected=expected,
             answer=f"{{{{{answer}}}}}",
-            rationale=wording.RATIONALES["missing" if is_missing else rule.partition(":")[0]],
+            rationale=make_rationale(
+                self._policy,
+                case.asker,
+                case.target,
+                case.attributes,
+                is_missing=is_missing,
+            ),
             template=template_name,
             pair=pair,
         )
