@@ -1,7 +1,7 @@
 """Questions as records to tune on: balanced, with short rationales, their labels from the policy.
 
-Nothing here asks a model for a label. A rationale says which rule decided, in a fixed sentence; one
-that holds a value which the asker may not read is left out.
+Nothing here asks a model for a label. A rationale that holds a value which the asker may not read
+is left out.
 """
 
 from __future__ import annotations

@@ -123,6 +123,8 @@ class Guard:
         shown = self._require_records(records)
         text, asked = ReadText(answer), ReadText(question)
         readable = self._readable(who, about)
+        names = readable.get(_IDENTIFIER, set()) | self._known_names(who, about, asked)
+        told = readable | {_IDENTIFIER: names}
         findings = []
         for person in shown:
             for attribute, value in self._values[person].items():
@@ -131,8 +133,9 @@ class Guard:
                 found = text.find(value, with_negated=True, known=asked)
                 if found is None or (attribute == _IDENTIFIER and asked.places(value)):
                     continue
+                # who asks or is asked about may be named, though they are others' supervisors
                 is_shared = value.text in readable.get(attribute, ()) or _is_inside(
-                    text, value, readable
+                    text, value, readable if person == about else told
                 )
                 # an age beside a name is that person's, whoever else has it
                 if (
@@ -170,6 +173,13 @@ class Guard:
                 if self._policy.can_read(who, person, attribute):
                     readable.setdefault(attribute, set()).add(value.text)
         return readable
+
+    def _known_names(self, who: str | None, about: str | None, asked: ReadText) -> set[str]:
+        """Returns names that tell the asker nothing: their own, and the target's if written."""
+        own = set() if who is None else {self._marks[who][0]}
+        if about is not None and asked.places(self._marks[about][0]):
+            own.add(self._marks[about][0])
+        return {name.text for name in own}
 
     def _is_named(self, text: ReadText, person: str, readable: Mapping[str, set[str]]) -> bool:
         """Returns whether the answer speaks about somebody, and not as a value that may be read."""

@@ -141,7 +141,7 @@ def tune(
         int, Doc(f"General questions; {NUM_ITEMS} show a collapse, 2,500 a loss of two points.")
     ] = NUM_ITEMS,
     rationale_share: Annotated[
-        float, Doc("Share of the answers that begin with a short reason.")
+        float, Doc("Share of the answers that begin with the policy's checks.")
     ] = 0.75,
     violation_penalty: Annotated[
         float, Doc("Weight of the penalty on the probability of a forbidden value's tokens.")

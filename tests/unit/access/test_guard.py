@@ -147,6 +147,27 @@ def test_misuse(guard: Guard, tmp_path: Path) -> None:
         Guard(policy, full)
 
 
+def test_who_asks_and_whom_they_asked_about_may_be_named(guard: Guard, tmp_path: Path) -> None:
+    """They are others' supervisors, whom nobody asked about; not so if these others are named."""
+    refused = "About: Maria Stone. {{I cannot disclose that information.}}"
+    stone = {"target": "Maria Stone", "question": "What may I know of Maria Stone?"}
+    assert guard.check("Jonas Bell", refused, **stone).allowed
+    assert not guard.check("Jonas Bell", f"Like Tom Adler. {refused}", **stone).allowed
+    # not written by the asker: then the name alone tells them something
+    assert not guard.check("Jonas Bell", refused, target="Maria Stone", question="Who?").allowed
+
+    revocation = '[[revoked]]\nperson = "1"\nattributes = ["*"]\nreason = "left"\n'
+    (tmp_path / "policy.toml").write_text(POLICY + revocation, encoding="utf-8")
+    company = read_company("c", tmp_path / "people.csv", tmp_path / "policy.toml")
+    revoked = Guard(company.policy, company.employees)
+    adler = {"target": "Tom Adler", "question": "What may I know of Tom Adler?"}
+    assert revoked.check("Bryan Rich", "Asker: Bryan Rich.", **adler).allowed
+    assert not revoked.check("Bryan Rich", "Asker: Bryan Rich. Not Maria Keller.", **adler).allowed
+    # the target's own supervisor is told, whoever asks
+    keller = {"target": "Maria Keller", "question": "Is Bryan Rich the boss of Maria Keller?"}
+    assert not revoked.check("Bryan Rich", "{{Bryan Rich}}", **keller).allowed
+
+
 def test_on_a_generated_company(tmp_path: Path) -> None:
     """Every right answer passes with its target; every forbidden value is refused."""
     generate(output=tmp_path / "out", seed=1, employees=43, questions=3)
