@@ -6,6 +6,7 @@ import json
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +153,11 @@ def test_list_stays_with_the_holder(
         for record in planned.records:
             assert record.prompt.encode() not in content, where
     assert sordino.verify(run, model=files["model"]).is_valid
-    assert opening_of(run)["canaries"] == {"num_planned": NUM_CANARIES, "style": style}
+    assert opening_of(run)["canaries"] == {
+        "num_planned": NUM_CANARIES,
+        "style": style,
+        "name": planned.name,
+    }
     assert f"| canaries | {NUM_CANARIES} planned, {style} |" in public["README.md"].decode()
     assert "are places for canaries, invented for an audit" in " ".join(shell.out.split())
 
@@ -172,6 +177,8 @@ def test_published_numbers_do_not_follow_the_coins(files: dict[str, Any]) -> Non
             output = files["output"].with_name(f"{name}-{kept}")
             with pytest.MonkeyPatch.context() as patch:
                 throw(patch, kept)
+                # the list's name is random in every run, and drawn apart from the coins
+                patch.setattr(planting.secrets, "token_hex", lambda num_bytes: "ab" * num_bytes)
                 sordino.tune(**files | {"output": output}, **settings)
             assert read_canaries(list_of(output)).is_included.tolist() == [kept] * NUM_CANARIES
             header, _ = read_transcript(output / "transcript.bin")
@@ -314,9 +321,7 @@ def test_resume_fails_closed(files: dict[str, Any]) -> None:
     refused("not a readable list of canaries")
     path.write_bytes(content[:-9])
     refused("not a readable list of canaries")
-    flipped = planting.PlannedCanaries(
-        planned.style, planned.seed, planned.records, ~planned.is_included
-    )
+    flipped = replace(planned, is_included=~planned.is_included)
     path.write_bytes(flipped.to_bytes())
     refused("training records are not those that this run was started with")
     path.unlink()

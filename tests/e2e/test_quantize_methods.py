@@ -18,13 +18,14 @@ from helpers_runs import (
     write_jsonl,
     write_tiny_model,
 )
-from sordino.core.errors import InvalidParameterError, LedgerError
+from sordino.core.errors import InvalidDataError, InvalidParameterError, LedgerError
 from sordino.ledger.ledger import Ledger
 from sordino.models import load_model
 from sordino.quantization.pipeline import matrix_of
 from sordino.quantization.provenance import recompute_privacy
 from sordino.quantization.store import LayerStore
 from sordino.reports import quantize as command
+from sordino.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -368,10 +369,16 @@ def test_canaries_of_the_run_are_attacked_after_quantization(
     found = sordino.audit(quantized, quantized_from=tuned, model=str(wide), control=False).audit
     assert found.canaries is not None
     assert found.canaries.num_canaries == 20
-    # another seed: with three signs in all, two runs of one seed can have the same ledger
-    other, settings = tmp_path / "other", {**SMALL, "seed": 5, "canaries": 20}
-    sordino.tune(model=str(wide), train=run.parent / "train.jsonl", output=other, **settings)
+    other = tmp_path / "other"
+    sordino.tune(
+        model=str(wide), train=run.parent / "train.jsonl", output=other, canaries=20, **SMALL
+    )
     with pytest.raises(InvalidParameterError, match="its ledger is another one"):
         sordino.audit(quantized, quantized_from=other, model=str(wide), control=False)
     with pytest.raises(InvalidParameterError, match="is of the kind 'run'"):
         sordino.audit(str(tuned), quantized_from=tuned, model=str(wide), control=False)
+    # a list under another run's name
+    RunFolder(tuned).canaries.write_bytes(RunFolder(other).canaries.read_bytes())
+    for source in ({"run": str(tuned)}, {"run": quantized, "quantized_from": tuned}):
+        with pytest.raises(InvalidDataError, match="not the list of canaries of this run"):
+            sordino.audit(model=str(wide), control=False, **source)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sordino.core.errors import InvalidParameterError
+from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.gradients.objectives import LanguageModel
 from sordino.ledger.ledger import Ledger
 from sordino.models import load_adapter, load_model, read_adapter_base
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from sordino.data.canaries import PlannedCanaries
     from sordino.models import LoadedModel
 
 
@@ -170,6 +171,23 @@ def require_made_from(subject: Subject, ledger: Path) -> None:
         raise InvalidParameterError(
             f"{subject.name} was not made from the run {ledger.parent}: its ledger is another one. "
             "Name the run that was quantized."
+        )
+
+
+def require_own_canaries(subject: Subject, planned: PlannedCanaries, path: Path) -> None:
+    """Raises unless a list of canaries is that of the run behind a model.
+
+    Raises:
+        InvalidDataError: If it is another run's, whose coins were others.
+    """
+    if subject.ledger is None:
+        return
+    described = subject.ledger.events[0].get("canaries")
+    if described != planned.describe():
+        raise InvalidDataError(
+            f"{path}: not the list of canaries of this run, whose ledger names "
+            f"{'none' if described is None else described.get('name', 'one of an older version')}."
+            " Put the run's own list there, or audit with --no-canaries."
         )
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 STYLES = ("random-tokens", "new-token", "rare-name")
 MAX_CANARIES = 1_000_000  # where the bounds in sordino.auditing.one_run were checked
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KINDS = ("classification", "completion")
 _STREAM = 0x63616E  # sets these draws apart from others with the same public seed
 _NUM_RANDOM_TOKENS = 8
@@ -61,16 +61,22 @@ class PlannedCanaries:
     """All canaries of a run, with the secret: which of them are in the pool.
 
     Args:
+        name: Random and public; the run's ledger has it too, so that a list fits one run only.
         style: How they were made.
         seed: Public seed of what they say.
         records: Every planned canary, in the pool or not.
         is_included: Whether its coin put it into the pool, shape (num_canaries,), booleans.
     """
 
+    name: str
     style: str
     seed: int
     records: tuple[Record, ...]
     is_included: NDArray[np.bool_]
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what the ledger's opening event says: nothing of the coins."""
+        return {"num_planned": len(self.records), "style": self.style, "name": self.name}
 
     def to_bytes(self) -> bytes:
         """Returns the private file that `read_canaries` reads."""
@@ -80,6 +86,7 @@ class PlannedCanaries:
                 "Canaries of an audit, and which of them were in the pool. Keep it with the data: "
                 "whoever knows it can tell, and the audit proves nothing any more."
             ),
+            "name": self.name,
             "style": self.style,
             "seed": self.seed,
             "canaries": [
@@ -187,7 +194,10 @@ def _from_body(body: dict[str, Any]) -> PlannedCanaries:
     is_included = [entry["is_included"] for entry in entries]
     if not entries or not all(isinstance(value, bool) for value in is_included):
         raise ValueError("inclusion")
+    if not isinstance(body["name"], str):
+        raise ValueError("name")  # noqa: TRY004 - as above
     return PlannedCanaries(
+        name=body["name"],
         style=require_one_of("style", body["style"], STYLES),
         seed=require_integer("seed", body["seed"], 0, MAX_SEED),
         records=tuple(

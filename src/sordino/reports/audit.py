@@ -14,7 +14,7 @@ from sordino.attacks.canaries import read_canaries
 from sordino.attacks.extra_scores import EXTRA_SCORES
 from sordino.attacks.reference_models import REFERENCE_SCORES, ReferenceModels
 from sordino.attacks.scores import SCORES
-from sordino.attacks.subject import open_subject, require_made_from
+from sordino.attacks.subject import open_subject, require_made_from, require_own_canaries
 from sordino.core.checks import require_in_range, require_integer
 from sordino.core.errors import InvalidParameterError
 from sordino.data import RecordFile, default_verbalizers, labels_of, parse_verbalizers
@@ -167,6 +167,8 @@ def audit(
     subject = open_subject(run, base=model, dtype=compute_dtype, device=place)
     if quantized_from is not None:
         require_made_from(subject, folder.ledger)
+    if planned is not None:
+        require_own_canaries(subject, planned, folder.canaries)
     certificate = None
     if subject.ledger is not None and not subject.is_voided:
         certificate = compute_certificate(subject.ledger)

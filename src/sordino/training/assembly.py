@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from sordino.data import Record
+    from sordino.data.canaries import PlannedCanaries
     from sordino.gradients.objectives import AbstractObjective, LanguageModel
     from sordino.gradients.parameters import AbstractParameterSpace
     from sordino.ledger.certificate import Certificate
@@ -246,6 +247,7 @@ def assemble(
             task=encoded.description,
             num_records=len(places.records) if dp is None else dp.num_units,
             validation=digest_examples(held_out.examples) if held_out is not None else None,
+            canaries=places.canaries,
             dtype=dtype,
             dp=dp,
         ),
@@ -331,6 +333,7 @@ def _opening_event(
     task: dict[str, Any],
     num_records: int,
     validation: str | None,
+    canaries: PlannedCanaries | None,
     dtype: torch.dtype,
     dp: DpPlan | None,
 ) -> dict[str, Any]:
@@ -352,7 +355,7 @@ def _opening_event(
         "shared_weight": made.shared_weight,
         "perturbation": find_perturbation(config, dtype),
         "num_records": num_records,
-        "canaries": None if request.canaries is None else request.canaries.describe(),
+        "canaries": None if canaries is None else canaries.describe(),
         "num_steps": config.num_steps,
         "directions_per_step": config.directions_per_step,
         "direction_kind": config.direction_kind,

@@ -8,6 +8,7 @@ record against an empty place, or a unit added or removed.
 
 from __future__ import annotations
 
+import secrets
 import stat
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -46,10 +47,6 @@ class CanaryOptions:
 
     num_planned: int
     style: str
-
-    def describe(self) -> dict[str, Any]:
-        """Returns what the ledger's opening event says."""
-        return {"num_planned": self.num_planned, "style": self.style}
 
 
 def choose_canaries(num_canaries: int, style: str) -> CanaryOptions | None:
@@ -124,7 +121,13 @@ def plant_canaries(
             options.num_planned, options.style, loaded.tokenizer, pool=pool, seed=seed, **what
         )
         drawn = draw_inclusion(options.num_planned, OperatingSystemEntropy())
-        canaries = PlannedCanaries(options.style, seed, tuple(planned), drawn)
+        canaries = PlannedCanaries(
+            name=secrets.token_hex(16),
+            style=options.style,
+            seed=seed,
+            records=tuple(planned),
+            is_included=drawn,
+        )
     _require_fit(canaries, task, task_options, loaded)
     if public and overlap(public, canaries.records):
         raise InvalidDataError(

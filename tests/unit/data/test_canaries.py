@@ -204,7 +204,7 @@ def test_canaries_are_units_of_their_own() -> None:
 def planned(tokenizer: Any) -> PlannedCanaries:
     records = tuple(plan(6, "rare-name", tokenizer, "completion"))
     is_included = np.array([True, False, True, True, False, False])
-    return PlannedCanaries("rare-name", 7, records, is_included)
+    return PlannedCanaries("ab", "rare-name", 7, records, is_included)
 
 
 def test_list_is_read_back(tmp_path: Path, tokenizer: Any) -> None:
@@ -225,7 +225,7 @@ def test_damaged_list_is_refused(damage: str, tmp_path: Path, tokenizer: Any) ->
     path = tmp_path / "list.json"
     content = planned(tokenizer).to_bytes()
     changed = json.loads(content)
-    changed["body"]["format_version"] = 2
+    changed["body"]["format_version"] = 1
     contents = {
         "cut": content[: len(content) // 2],
         "flipped": content.replace(b'"is_included":false', b'"is_included":true', 1),
