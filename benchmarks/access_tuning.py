@@ -3,9 +3,9 @@
 Run: python benchmarks/access_tuning.py --output FOLDER [--sizes 0 100 400 1000] [--rates 1e-3]
      [--seeds 0] [--test-questions 200] [--records-seed 1] [--general-items 124]
 
-The embedded model in 4 bits, LoRA of rank 32 on attention and feed-forward, one epoch of 8 records
-a step, linear decay. Questions to measure are about another company, in other wordings; the same
-ones for every row. One line of JSON a finished row in FOLDER/rows.jsonl: a second call goes on
+The embedded model in 4 bits, LoRA of rank 32 on attention and feed-forward, one epoch of 2 records
+a step (in all rows of a FOLDER), linear decay. Questions to measure are about another company, in
+other wordings; the same ones for every row. One line of JSON a finished row in FOLDER/rows.jsonl: a second call goes on
 after it, continues a run that was cut short (its seconds are then those of the rest), and prints
 the table of all rows. To choose a learning rate, give several with one size.
 
@@ -52,17 +52,20 @@ def measure_row(run: Path, test: list[Any], num_items: int, *, is_base: bool) ->
     return {"clauses": clauses, "grades": kinds, "items": [bool(right) for right in items]}
 
 
-def tune_row(folder: Path, run: Path, size: int, rate: float, seed: int) -> float:
+def tune_row(
+    questions: Path, run: Path, *, size: int, rate: float, seed: int, batch_size: int
+) -> float:
     """Tunes a run, and returns its seconds."""
     began = stopwatch()
     tune(
         model="embedded",
-        questions=folder / "questions" / "train",
+        questions=questions,
         output=run,
         records=size,
         test_questions=0,
         forgetting=False,
         learning_rate=rate,
+        batch_size=batch_size,
         seed=seed,
         device=DEVICE,
         resume=True,
@@ -95,7 +98,14 @@ def make_rows(arguments: argparse.Namespace, folder: Path) -> None:
                 if size == 0 or (size, rate, seed) in done_rows(folder):
                     continue
                 run = folder / f"run-{size}-{rate:g}-{seed}"
-                seconds = tune_row(folder, run, size, rate, seed)
+                seconds = tune_row(
+                    folder / "questions" / "train",
+                    run,
+                    size=size,
+                    rate=rate,
+                    seed=seed,
+                    batch_size=arguments.batch_size,
+                )
                 if 0 in arguments.sizes and (0, 0.0, 0) not in done_rows(folder):
                     found = measure_row(run, test, arguments.general_items, is_base=True)
                     add(folder, {"size": 0, "rate": 0.0, "seed": 0, "seconds": 0.0}, found)
@@ -132,6 +142,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[0, 100, 400, 1000])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3])
+    parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--test-questions", type=int, default=200)
     parser.add_argument("--general-items", type=int, default=NUM_ITEMS)

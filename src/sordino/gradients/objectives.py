@@ -23,6 +23,7 @@ from sordino.gradients.uses import with_records
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sordino.data.collate import Batch
     from sordino.data.tasks import Example
     from sordino.gradients.prefix import FrozenPrefix
 
@@ -193,23 +194,36 @@ class ClassificationObjective(AbstractObjective):
 
 
 class CompletionObjective(AbstractObjective):
-    """Mean negative log-likelihood over the completion's tokens."""
+    """Negative log-likelihood of the completion's tokens.
 
-    def __init__(self, examples: Sequence[Example]) -> None:
+    Args:
+        examples: Completions.
+        is_summed: Whether a record's loss is the sum over its tokens, not their mean. With means a
+            token of a short completion counts for more than one of a long completion.
+    """
+
+    def __init__(self, examples: Sequence[Example], *, is_summed: bool = False) -> None:
         self._examples = examples
+        self._is_summed = is_summed
         self.lengths = [len(example.input_ids) for example in examples]
 
     def losses(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:
-        """Returns mean negative log-likelihoods."""
+        """Returns negative log-likelihoods."""
         batch = collate([self._examples[i] for i in records], model.pad_token_id).to(model.device)
         sequences, positions = batch.completion_mask.nonzero(as_tuple=True)
         targets = batch.input_ids[sequences, positions]
         log_likelihoods = model.token_log_likelihoods(
             batch.input_ids, sequences, positions - 1, targets
         )
-        totals = torch.zeros(len(records), device=model.device)
-        totals = totals.index_add(0, sequences, log_likelihoods)
-        return -totals / batch.completion_mask.sum(dim=1)
+        return self._by_record(-log_likelihoods, sequences, batch)
+
+    def _by_record(
+        self, losses: torch.Tensor, sequences: torch.Tensor, batch: Batch
+    ) -> torch.Tensor:
+        """Returns the mean or sum of each record's tokens."""
+        totals = torch.zeros(len(batch.input_ids), device=losses.device)
+        totals = totals.index_add(0, sequences, losses)
+        return totals if self._is_summed else totals / batch.completion_mask.sum(dim=1)
 
 
 class GenerationObjective(AbstractObjective):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PenalizedCompletionObjective(CompletionObjective):
-    """Mean over the completion's tokens of -log p(token) - weight * log(1 - p(forbidden tokens)).
+    """-log p(token) - weight * log(1 - p(forbidden tokens)), over the completion's tokens.
 
     p(forbidden tokens) is the sum over `Example.forbidden` of their probabilities at that place.
     A record without forbidden tokens has the plain loss.
@@ -26,6 +26,7 @@ class PenalizedCompletionObjective(CompletionObjective):
     Args:
         examples: Completions.
         weight: Of the penalty; 0: the plain loss.
+        is_summed: As in `CompletionObjective`.
 
     Raises:
         InvalidParameterError: If the weight is negative or not finite.
@@ -35,12 +36,14 @@ class PenalizedCompletionObjective(CompletionObjective):
         forbidden tokens of a place are added up before the logarithm, not after it.
     """
 
-    def __init__(self, examples: Sequence[Example], weight: float = 0.0) -> None:
-        super().__init__(examples)
+    def __init__(
+        self, examples: Sequence[Example], weight: float = 0.0, *, is_summed: bool = False
+    ) -> None:
+        super().__init__(examples, is_summed=is_summed)
         self._weight = require_non_negative("weight", weight)
 
     def losses(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:
-        """Returns mean losses of the tokens."""
+        """Returns the losses of the tokens, by record."""
         examples = [self._examples[i] for i in records]
         if self._weight == 0 or not any(example.forbidden for example in examples):
             return super().losses(model, records)
@@ -61,6 +64,4 @@ class PenalizedCompletionObjective(CompletionObjective):
             chosen = logits.gather(1, targets[rows, None])[:, 0]
             allowed = logits.masked_fill(is_forbidden[sequences[rows]], -torch.inf).logsumexp(dim=1)
             parts.append((total - chosen) + self._weight * (total - allowed))
-        totals = torch.zeros(len(records), device=model.device)
-        totals = totals.index_add(0, sequences, torch.cat(parts))
-        return totals / batch.completion_mask.sum(dim=1)
+        return self._by_record(torch.cat(parts), sequences, batch)

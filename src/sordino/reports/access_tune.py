@@ -234,6 +234,7 @@ def tune(
             model=model,
             train=train,
             output=folder.path,
+            objective="summed-loss",
             estimator="first-order",
             optimizer="adamw",
             learning_rate=learning_rate,

@@ -262,7 +262,7 @@ def assemble(
     perturbation = find_perturbation(config, dtype)
     if (
         perturbation is not None
-        and request.task.objective == "loss"
+        and request.task.objective != "token-f1"
         and isinstance(made.stepper, SymbolStepper)
     ):
         _probe_numerics(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 GUARANTEES = ("pac", "dp", "none")
 ESTIMATORS = ("zeroth-order", "first-order")
 ADAPTERS = ("lora", "full")
-OBJECTIVES = ("loss", "token-f1")
+OBJECTIVES = ("loss", "summed-loss", "token-f1")
 BATCH_ORDERS = ("independent", "shuffled")
 SELECTIONS = ("last", "best")
 SCHEDULES: dict[str, Callable[[float], float]] = {  # fraction of the run done -> factor

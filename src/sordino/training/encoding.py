@@ -59,14 +59,20 @@ class EncodedRecords:
 
 def choose_task(options: TaskOptions, records: Sequence[Record]) -> Task:
     """Returns the task that the records' columns and the objective ask for."""
-    if options.violation_penalty and (options.objective != "loss" or records[0].label is not None):
+    is_classification = records[0].label is not None
+    is_generation = options.objective == "token-f1"
+    if options.violation_penalty and (is_generation or is_classification):
         raise InvalidParameterError(
             "violation_penalty is for the loss of records with the columns prompt and completion."
         )
     if options.distillation is not None:
         return PromptTask(options.distillation.settings.max_new_tokens)
-    is_classification = records[0].label is not None
-    if options.objective == "token-f1":
+    if options.objective == "summed-loss" and is_classification:
+        raise InvalidParameterError(
+            "objective summed-loss adds up the tokens of a completion: it needs the columns prompt "
+            "and completion, found text and label."
+        )
+    if is_generation:
         if is_classification:
             raise InvalidParameterError(
                 "objective token-f1 compares generations with references: it needs the columns "
@@ -106,8 +112,13 @@ def encode_records(
         }
     elif isinstance(task, CompletionTask):
         penalty = options.violation_penalty
-        objective = PenalizedCompletionObjective(examples, penalty)
-        description = {"kind": "completion"} | ({"violation_penalty": penalty} if penalty else {})
+        is_summed = options.objective == "summed-loss"
+        objective = PenalizedCompletionObjective(examples, penalty, is_summed=is_summed)
+        description = {
+            "kind": "completion",
+            **({"violation_penalty": penalty} if penalty else {}),
+            **({"loss": "sum"} if is_summed else {}),  # absent: the mean over a record's tokens
+        }
     elif isinstance(task, PromptTask):
         if teacher is None:
             raise InvalidParameterError("prompts alone need a teacher: use `sordino distill`.")

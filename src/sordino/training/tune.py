@@ -147,7 +147,12 @@ def tune(
     lora_first_layer: options.LoraFirstLayer = 0,
     lora_factors: options.LoraFactors = "b",
     objective: Annotated[
-        Literal["loss", "token-f1"], Doc("token-f1: F1 of a generation, zeroth order only.")
+        Literal["loss", "summed-loss", "token-f1"],
+        Doc(
+            "Of completions: loss is the mean over a record's tokens, summed-loss their sum (a "
+            "token counts the same in long and short ones); token-f1: F1 of a generation, zeroth "
+            "order only."
+        ),
     ] = "loss",
     violation_penalty: Annotated[
         float,
