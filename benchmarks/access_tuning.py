@@ -5,9 +5,9 @@ Run: python benchmarks/access_tuning.py --output FOLDER [--sizes 0 100 400 1000]
 
 The embedded model in 4 bits, LoRA of rank 32 on attention and feed-forward, one epoch of 2 records
 a step (in all rows of a FOLDER), linear decay. Questions to measure are about another company, in
-other wordings; the same ones for every row. One line of JSON a finished row in FOLDER/rows.jsonl: a second call goes on
-after it, continues a run that was cut short (its seconds are then those of the rest), and prints
-the table of all rows. To choose a learning rate, give several with one size.
+other wordings; the same ones for every row. One line of JSON a finished row in FOLDER/rows.jsonl: a
+second call goes on after it, continues a run that was cut short (its seconds are then those of the
+rest), and prints the table of all rows. To choose a learning rate, give several with one size.
 
 The embedded model comes from a 4-bit file, so rounding its weights to a 4-bit grid costs less than
 it would cost another model. 200 questions leave wide intervals: they are printed.

@@ -188,6 +188,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"adapter": "full", "direction_kind": "hadamard", "dtype": "bfloat16"},
         ("--dtype float32", "rademacher"),
     ),
+    "sums of labels": ({"objective": "summed-loss"}, ("prompt and completion",)),
     "F1 of labels": ({"objective": "token-f1"}, ("prompt and completion",)),
     "context": ({"max_length": 10**6}, ("max_length", str(CONTEXT_LENGTH))),
     "tokens": ({"tokens_per_batch": 0}, ("tokens_per_batch",)),

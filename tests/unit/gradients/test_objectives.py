@@ -56,6 +56,17 @@ def test_equals_the_loss_from_all_logits(architecture: str, kind: str) -> None:
     assert losses.std() > 0.05  # records do differ, so the comparison says something
 
 
+def test_summed_losses_weigh_tokens_alike() -> None:
+    """A record's sum is its mean times its tokens: short completions count for no more."""
+    model = LanguageModel(make_model("llama"), END)
+    examples = make_examples("completion", LENGTHS)
+    counts = torch.tensor([len(e.input_ids) - e.num_prompt_tokens for e in examples])
+    means = CompletionObjective(examples).losses(model, EVERY)
+    sums = CompletionObjective(examples, is_summed=True).losses(model, EVERY)
+    assert torch.allclose(sums, means * counts, rtol=1e-5)
+    assert len(set(counts.tolist())) > 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_padding_does_not_change_a_loss(architecture: str, kind: str) -> None:

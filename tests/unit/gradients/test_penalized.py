@@ -58,6 +58,10 @@ def test_without_weight_or_forbidden_tokens_the_loss_is_plain() -> None:
     assert torch.equal(
         PenalizedCompletionObjective(examples, 2.0).losses(model, [1]), plain.losses(model, [1])
     )
+    summed = PenalizedCompletionObjective(examples, 2.0, is_summed=True).losses(model, [0, 1])
+    means = PenalizedCompletionObjective(examples, 2.0).losses(model, [0, 1])
+    counts = torch.tensor([len(e.input_ids) - e.num_prompt_tokens for e in examples[:2]])
+    assert torch.allclose(summed, means * counts, rtol=1e-5)
 
 
 def test_a_step_lowers_the_forbidden_probability() -> None:
