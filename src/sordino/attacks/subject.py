@@ -220,6 +220,9 @@ def _open_adapter(
     )
     _require_started_from(ledger, loaded)
     adapted, fingerprint = load_adapter(loaded.model, folder)
+    for name, parameter in adapted.named_parameters():
+        if ".lora_" in name:  # PEFT keeps float32, and casts all it multiplies twice
+            parameter.data = parameter.data.to(dtype)
     tuned = _language_model(loaded, adapted.get_base_model())
 
     @contextmanager
