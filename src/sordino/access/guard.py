@@ -123,8 +123,8 @@ class Guard:
         shown = self._require_records(records)
         text, asked = ReadText(answer), ReadText(question)
         readable = self._readable(who, about)
-        names = readable.get(_IDENTIFIER, set()) | self._known_names(who, about, asked)
-        told = readable | {_IDENTIFIER: names}
+        known = readable.get(_IDENTIFIER, set()) | self._known_texts(who, about, asked)
+        told = readable | {_IDENTIFIER: known}
         findings = []
         for person in shown:
             for attribute, value in self._values[person].items():
@@ -174,12 +174,15 @@ class Guard:
                     readable.setdefault(attribute, set()).add(value.text)
         return readable
 
-    def _known_names(self, who: str | None, about: str | None, asked: ReadText) -> set[str]:
-        """Returns names that tell the asker nothing: their own, and the target's if written."""
-        own = set() if who is None else {self._marks[who][0]}
+    def _known_texts(self, who: str | None, about: str | None, asked: ReadText) -> set[str]:
+        """Returns what tells the asker nothing: own name and roles, a target's name if written."""
+        known = set()
+        if who is not None:
+            person = self._policy.people[who]
+            known = {person.name, *(self._policy.roles[role] for role in person.roles)}
         if about is not None and asked.places(self._marks[about][0]):
-            own.add(self._marks[about][0])
-        return {name.text for name in own}
+            known.add(self._policy.people[about].name)
+        return known
 
     def _is_named(self, text: ReadText, person: str, readable: Mapping[str, set[str]]) -> bool:
         """Returns whether the answer speaks about somebody, and not as a value that may be read."""

@@ -70,16 +70,20 @@ def make_system_text(
         only_readable: Whether values that the asker may not read are left out.
     """
     policy = company.policy
-    person = policy.people[asker]
-    roles = ", ".join(policy.roles[role] for role in person.roles) or "none"
+    roles = describe_roles(policy, asker)
     identity = wording.IDENTITY_WITH_ROLE if with_role else wording.IDENTITY
     return wording.SYSTEM.format(
         policy=describe_policy(company, involved),
         context=company.records(shown, reader=asker if only_readable else None),
-        identity=identity.format(asker=person.name, role=roles),
+        identity=identity.format(asker=policy.people[asker].name, role=roles),
         missing=MISSING,
         refusal=REFUSAL,
     )
+
+
+def describe_roles(policy: Policy, person: str) -> str:
+    """Returns somebody's roles as prompts tell them."""
+    return ", ".join(policy.roles[role] for role in policy.people[person].roles) or "none"
 
 
 def label_of(attribute: str) -> str:

@@ -351,6 +351,7 @@ class _Maker:
                 case.target,
                 case.attributes,
                 is_missing=is_missing,
+                with_role=with_role,
             ),
             template=template_name,
             pair=pair,

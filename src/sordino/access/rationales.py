@@ -1,13 +1,16 @@
 """Why an answer may be given or not: the policy's checks one after the other, with their outcomes.
 
-A tuned model writes them before its answer. Who asks and about whom stand side by side first, so
-that each check is one small decision; a single verdict over all rules at once is much harder to
-learn for a small model. No value of a record is in it.
+A tuned model writes them before its answer. Who asks, in which role and about whom stand first,
+copied from the prompt, so that each check is one small decision: a single verdict over all rules,
+or even whether two names are the same, is hard to learn for a small model. No value of a record is
+in it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from sordino.access.policy_text import describe_roles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,12 +26,18 @@ _RELATIONS = {
 
 
 def make_rationale(
-    policy: Policy, asker: str, target: str, attributes: Sequence[str], *, is_missing: bool = False
+    policy: Policy,
+    asker: str,
+    target: str,
+    attributes: Sequence[str],
+    *,
+    is_missing: bool = False,
+    with_role: bool = True,
 ) -> str:
     """Returns the checks up to the one that decides, in the order of `Policy.decide`.
 
     Of several attributes, the first whose decision is the whole question's is told. Where a name is
-    asked for, the target is told by id.
+    asked for, the target is told by id: that the id is the asker's own must be looked up.
 
     Args:
         policy: Its rules; a check is told only where the policy has a rule of the kind.
@@ -36,6 +45,7 @@ def make_rationale(
         target: Id.
         attributes: What is asked for.
         is_missing: Whether the context does not hold the target's record.
+        with_role: Whether the prompt tells the asker's role.
 
     Raises:
         InvalidParameterError: If a person or an attribute is unknown.
@@ -43,8 +53,11 @@ def make_rationale(
     decisions = [policy.decide(asker, target, attribute) for attribute in attributes]
     may = all(decision.allowed for decision in decisions)
     rule = next(decision.rule for decision in decisions if decision.allowed == may)
-    about = target if "name" in attributes else policy.people[target].name
-    start = f"Asker: {policy.people[asker].name}. About: {about}. Record:"
+    about = "the asker" if asker == target else policy.people[target].name
+    if "name" in attributes:
+        about = target
+    role = f" (role: {describe_roles(policy, asker)})" if with_role else ""
+    start = f"Asker: {policy.people[asker].name}{role}. About: {about}. Record:"
     if is_missing:
         return f"{start} not found."
     told = []

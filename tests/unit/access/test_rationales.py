@@ -79,12 +79,17 @@ def test_checks_end_where_the_policy_decides(
     """In the order in which the policy looks."""
     found = make_rationale(policy, asker, target, attributes)
     assert found.endswith(f"Record: found. {expected}")
-    assert found.startswith(f"Asker: {policy.people[asker].name}. About: ")
+    role = {"4": "HR", "5": "HR", "6": "Trainee"}.get(asker, "none")
+    assert found.startswith(f"Asker: {policy.people[asker].name} (role: {role}). About: ")
+    untold = make_rationale(policy, asker, target, attributes, with_role=False)
+    assert untold == found.replace(f" (role: {role})", "")
 
 
 def test_names_are_told_only_where_they_are_known(policy: Policy) -> None:
     """Who asks for the name behind an id has not written it."""
     assert "About: Cy Low." in make_rationale(policy, "2", "3", ["salary"])
+    assert "About: the asker." in make_rationale(policy, "2", "2", ["salary"])
+    assert "About: 2." in make_rationale(policy, "2", "2", ["name"])
     assert "About: 3." in make_rationale(policy, "2", "3", ["name"])
     assert "Cy" not in make_rationale(policy, "2", "3", ["name", "salary"])
 
@@ -92,7 +97,7 @@ def test_names_are_told_only_where_they_are_known(policy: Policy) -> None:
 def test_a_missing_record_ends_the_checks(policy: Policy) -> None:
     """Whose record is not there cannot be compared with anybody."""
     found = make_rationale(policy, "4", "3", ["salary"], is_missing=True)
-    assert found == "Asker: Di Aide. About: Cy Low. Record: not found."
+    assert found == "Asker: Di Aide (role: HR). About: Cy Low. Record: not found."
 
 
 def test_every_decision_of_a_company_is_told(tmp_path: Path) -> None:
