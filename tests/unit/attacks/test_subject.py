@@ -51,6 +51,17 @@ def test_run_with_its_base(run: Path, tiny_model: Path) -> None:
     assert subject.ledger is not None
 
 
+def test_an_adapter_computes_in_the_compute_type(run: Path, tiny_model: Path) -> None:
+    """PEFT would keep it in float32; the tuned model is the float32 one within rounding."""
+    subject = open_subject(str(run), base=str(tiny_model), dtype=torch.bfloat16)
+    assert {p.dtype for p in subject.tuned.causal_lm.parameters()} == {torch.bfloat16}
+    exact = logits(open_subject(str(run), base=str(tiny_model), dtype=torch.float32).tuned)
+    with subject.base():
+        off = (logits(subject.tuned).float() - exact).norm()
+    assert (logits(subject.tuned).float() - exact).norm() < 0.02 * exact.norm()
+    assert off > 0.02 * exact.norm()  # the adapter matters
+
+
 def test_foreign_adapter_needs_no_ledger(run: Path, tiny_model: Path, tmp_path: Path) -> None:
     """An adapter's folder names its base; its weights are those of plain PEFT."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
