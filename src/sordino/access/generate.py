@@ -13,7 +13,7 @@ from typing_extensions import Doc
 from sordino.access.company import Company, CompanyMaker, read_company, write_table
 from sordino.access.questions import Question, count_kinds, make_questions
 from sordino.core.checks import require_integer
-from sordino.core.errors import InvalidParameterError
+from sordino.core.errors import InvalidDataError, InvalidParameterError
 
 QUESTIONS = "questions.jsonl"
 EMPLOYEES = "employees.csv"
@@ -96,10 +96,36 @@ def generate(
     return GenerateResult(output, {split: count_kinds(found) for split, found in made.items()})
 
 
+def find_questions(folder: str | Path, split: str) -> Path:
+    """Returns the folder of a split: below a generated folder, or that folder itself.
+
+    Raises:
+        InvalidParameterError: If there is neither.
+    """
+    for place in (Path(folder) / split, Path(folder)):
+        if (place / QUESTIONS).is_file():
+            return place
+    raise InvalidParameterError(
+        f"questions must be a folder of sordino access generate; {folder} holds neither "
+        f"{split}/{QUESTIONS} nor {QUESTIONS}."
+    )
+
+
 def read_questions(folder: str | Path) -> list[Question]:
-    """Returns the questions of a split's folder, such as OUTPUT/test."""
-    text = (Path(folder) / QUESTIONS).read_text(encoding="utf-8")
-    return [Question(**json.loads(line)) for line in text.splitlines()]
+    """Returns the questions of a split's folder, such as OUTPUT/test.
+
+    Raises:
+        InvalidDataError: If a line is not a question.
+    """
+    path = Path(folder) / QUESTIONS
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # a value may hold other line breaks
+        return [Question(**json.loads(line)) for line in lines if line]
+    except (ValueError, TypeError) as error:  # says nothing of the line: it holds records
+        raise InvalidDataError(
+            f"{path}: not questions of sordino access generate ({type(error).__name__}). Generate "
+            "them again."
+        ) from None
 
 
 def _make_companies(seed: int, num_employees: int, number: int) -> list[Company]:

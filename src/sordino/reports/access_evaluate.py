@@ -21,12 +21,12 @@ from sordino.access.evaluate import (
     grade_answers,
     iterate_answers,
 )
-from sordino.access.generate import EMPLOYEES, POLICY, QUESTIONS, read_questions
+from sordino.access.generate import EMPLOYEES, POLICY, find_questions, read_questions
 from sordino.access.guard import Guard
 from sordino.access.prompts import build_messages
 from sordino.attacks.subject import find_base_format, open_subject
 from sordino.core.checks import require_in_range, require_integer
-from sordino.core.errors import InvalidDataError, InvalidParameterError
+from sordino.core.errors import InvalidParameterError
 from sordino.ledger.durable import PRIVATE_FOLDER_MODE, replace_file
 from sordino.models import LoadedModel, choose_compute_dtype
 from sordino.reports.access_page import render_access_page
@@ -177,8 +177,8 @@ def evaluate(
     require_in_range("significance", significance, 1e-9, 0.5)
     require_integer("max_new_tokens", max_new_tokens, 1)
     require_integer("tokens_per_batch", tokens_per_batch, 1)
-    folder = _find_questions(Path(questions), split)
-    chosen = choose_questions(_read(folder), limit)
+    folder = find_questions(questions, split)
+    chosen = choose_questions(read_questions(folder), limit)
     guards = _make_guards(folder, chosen) if guard else None
     earlier = None if before is None else read_access_record(Path(before))
     digest = digest_questions(chosen)
@@ -237,32 +237,6 @@ def evaluate(
     replace_file(place.page, render_access_page(record).encode())
     replace_file(place.numbers, record.to_bytes())
     return EvaluateResult(place, record)
-
-
-def _find_questions(folder: Path, split: str) -> Path:
-    """Returns the folder of a split: below a generated folder, or that folder itself."""
-    for place in (folder / split, folder):
-        if (place / QUESTIONS).is_file():
-            return place
-    raise InvalidParameterError(
-        f"questions must be a folder of sordino access generate; {folder} holds neither "
-        f"{split}/{QUESTIONS} nor {QUESTIONS}."
-    )
-
-
-def _read(folder: Path) -> list[Question]:
-    """Returns the questions of a split's folder.
-
-    Raises:
-        InvalidDataError: If a line is not a question.
-    """
-    try:
-        return read_questions(folder)
-    except (ValueError, TypeError) as error:  # says nothing of the line: it holds records
-        raise InvalidDataError(
-            f"{folder / QUESTIONS}: not questions of sordino access generate "
-            f"({type(error).__name__}). Generate them again."
-        ) from None
 
 
 def _make_guards(folder: Path, questions: Sequence[Question]) -> dict[str, Guard]:

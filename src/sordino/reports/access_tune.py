@@ -18,7 +18,7 @@ from sordino.access.evaluate import MAX_NEW_TOKENS, answer_questions, grade_answ
 from sordino.access.examples import choose_questions, make_records, require_apart, write_records
 from sordino.access.forgetting import answer_items, compare_items
 from sordino.access.general_items import NUM_ITEMS, make_items
-from sordino.access.generate import read_questions
+from sordino.access.generate import find_questions, read_questions
 from sordino.access.results import compare_models, compute_clauses
 from sordino.attacks.subject import open_subject
 from sordino.core.checks import require_integer, require_non_negative
@@ -126,7 +126,7 @@ def tune(
     *,
     model: options.Model,
     questions: Annotated[
-        Path, Doc("Folder of questions to tune on: OUTPUT/train of `sordino access generate`.")
+        Path, Doc("Folder of `sordino access generate`, or one split of it: tunes on train.")
     ],
     output: options.Output,
     test: Annotated[
@@ -197,7 +197,7 @@ def tune(
         arXiv:2601.20901, the recipe of supervised tuning; texts and labels are our own.
 
     Example:
-        sordino access tune --model embedded --questions questions/train --output run
+        sordino access tune --model embedded --questions questions --output run
     """
     if epsilon is None and (delta is not None or clip is not None):
         raise InvalidParameterError(
@@ -208,10 +208,11 @@ def tune(
     if not resume:
         folder.require_new()
     items = make_items(forgetting_items) if forgetting else []
-    learned = _choose(read_questions(questions), records, seed)
+    split = find_questions(questions, "train")
+    learned = _choose(read_questions(split), records, seed)
     measured = []
     if require_integer("test_questions", test_questions, 0) > 0:
-        others = read_questions(test if test is not None else Path(questions).parent / "test")
+        others = read_questions(find_questions(test or split.parent, "test"))
         require_apart(learned, others)
         # the same ones for every seed, so that runs can be compared
         measured = choose_questions(others, min(test_questions, len(others)), seed=0)

@@ -67,6 +67,10 @@ def test_recipe_is_the_published_one(
     monkeypatch.setattr(access_tune, "tune_model", look)
     with pytest.raises(Stop):
         tune_access(model=model, questions=folder / "train", output=tmp_path / "run")
+    split, rows = seen["train"].parent, seen["rows"]
+    with pytest.raises(Stop):  # the folder that was generated does as well
+        tune_access(model=model, questions=folder, output=tmp_path / "run")
+    assert (seen["train"].parent, seen["rows"]) == (split, rows)
     count = len(read_questions(folder / "train"))
     wanted = {
         "guarantee": "none",
@@ -201,3 +205,23 @@ def test_test_must_be_another_company(folder: Path, model: str, tmp_path: Path) 
             output=tmp_path / "run",
             **FAST,
         )
+
+
+@pytest.mark.parametrize("what", ["nothing", "no lines", "no fields", "no text"])
+def test_what_is_no_question_is_told(what: str, model: str, tmp_path: Path) -> None:
+    """By file and kind of error; nothing of a line is shown."""
+    place = tmp_path / "questions" / "train"
+    place.mkdir(parents=True)
+    contents = {
+        "no lines": b"Ann earns 52300\n",
+        "no fields": b'{"Ann": 52300}\n',
+        "no text": b"\xff",
+    }
+    error: type[Exception] = InvalidParameterError
+    if what in contents:
+        (place / "questions.jsonl").write_bytes(contents[what])
+        error = InvalidDataError
+    with pytest.raises(error, match="sordino access generate") as refusal:
+        tune_access(model=model, questions=tmp_path / "questions", output=tmp_path / "run", **FAST)
+    assert "52300" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
