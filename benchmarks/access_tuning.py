@@ -135,6 +135,11 @@ def print_table(folder: Path) -> None:
         general = f"{sum(row['items'])}/{len(row['items'])}{lost}"
         shown = [row["size"], f"{row['rate']:g}", row["seed"], *cells, general]
         print(" | ".join(map(str, [*shown, f"{row['seconds']:.0f}"])), flush=True)
+    print("\nrightly answered, by kind | " + " | ".join(f"{row['size']}" for row in rows))
+    for kind in sorted({kind for row in rows for kind in row["grades"]}):
+        counts = [row["grades"].get(kind, []) for row in rows]
+        cells = [f"{grades.count(1)} of {len(grades)}" for grades in counts]
+        print(" | ".join([kind, *cells]), flush=True)
 
 
 def main() -> None:
