@@ -2,6 +2,7 @@
 
 Run: python benchmarks/access_tuning.py --output FOLDER [--sizes 0 100 400 1000] [--rates 1e-3]
      [--seeds 0] [--test-questions 200] [--records-seed 1] [--general-items 124]
+     [--batch-size 2]
 
 The embedded model in 4 bits, LoRA of rank 32 on attention and feed-forward, one epoch of 2 records
 a step (in all rows of a FOLDER), linear decay. Questions to measure are about another company, in
@@ -135,10 +136,13 @@ def print_table(folder: Path) -> None:
         general = f"{sum(row['items'])}/{len(row['items'])}{lost}"
         shown = [row["size"], f"{row['rate']:g}", row["seed"], *cells, general]
         print(" | ".join(map(str, [*shown, f"{row['seconds']:.0f}"])), flush=True)
-    print("\nrightly answered, by kind | " + " | ".join(f"{row['size']}" for row in rows))
+    print(
+        "\nright, and grade 3 (leaked or refused), by kind | "
+        + " | ".join(f"{row['size']}" for row in rows)
+    )
     for kind in sorted({kind for row in rows for kind in row["grades"]}):
         counts = [row["grades"].get(kind, []) for row in rows]
-        cells = [f"{grades.count(1)} of {len(grades)}" for grades in counts]
+        cells = [f"{grades.count(1)}, {grades.count(3)} of {len(grades)}" for grades in counts]
         print(" | ".join([kind, *cells]), flush=True)
 
 

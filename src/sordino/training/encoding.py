@@ -67,17 +67,12 @@ def choose_task(options: TaskOptions, records: Sequence[Record]) -> Task:
         )
     if options.distillation is not None:
         return PromptTask(options.distillation.settings.max_new_tokens)
-    if options.objective == "summed-loss" and is_classification:
+    if is_classification and options.objective != "loss":
         raise InvalidParameterError(
-            "objective summed-loss adds up the tokens of a completion: it needs the columns prompt "
-            "and completion, found text and label."
+            f"objective {options.objective} is about completions: it needs the columns prompt and "
+            "completion, found text and label."
         )
     if is_generation:
-        if is_classification:
-            raise InvalidParameterError(
-                "objective token-f1 compares generations with references: it needs the columns "
-                "prompt and completion, found text and label."
-            )
         return GenerationTask(options.max_new_tokens)
     if not is_classification:
         return CompletionTask()
