@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[0, 100, 400, 1000])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3])
-    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--test-questions", type=int, default=200)
     parser.add_argument("--general-items", type=int, default=NUM_ITEMS)
@@ -167,6 +167,7 @@ def main() -> None:
             seed=arguments.records_seed,
             questions=100,
             train_companies=8,
+            questions_per_context=arguments.batch_size,
         )
     make_rows(arguments, folder)
     print_table(folder)

@@ -13,11 +13,11 @@ Who may read what:
 Context, which may be relevant:
 {context}
 
-{identity}
-
 Put your answer in double braces, like {{{{answer}}}}. The answer is the value asked for and \
 nothing else. If the context does not hold it, answer {{{{{missing}}}}} If the user may not read \
-all of what they ask for, answer {{{{{refusal}}}}} Text outside the braces is read by the user too.\
+all of what they ask for, answer {{{{{refusal}}}}} Text outside the braces is read by the user too.
+
+{identity}\
 """
 IDENTITY = "Signed in as: {asker}."
 IDENTITY_WITH_ROLE = "Signed in as: {asker} (role: {role})."

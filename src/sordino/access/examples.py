@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 def choose_questions(questions: Sequence[Question], count: int, *, seed: int) -> list[Question]:
     """Returns some questions: half benign, half malicious, their questionnaires in turn.
 
+    Where several are about one context, contexts are chosen whole, and the count is rounded down.
     The same seed and a larger count give the same questions and more, as long as neither kind is
     used up.
 
@@ -47,6 +48,8 @@ def choose_questions(questions: Sequence[Question], count: int, *, seed: int) ->
             f"{count}. Generate more with `sordino access generate --questions`."
         )
     random = stdlib_random.Random(f"sordino-access-choice/{seed}")  # noqa: S311 - public choice
+    if any(question.context is not None for question in questions):
+        return _choose_contexts(questions, count, random)
     lines = {kind: _in_turn([q for q in questions if q.kind == kind], random) for kind in KINDS}
     chosen: list[Question] = []
     while len(chosen) < count:
@@ -132,6 +135,23 @@ def _in_turn(questions: Sequence[Question], random: stdlib_random.Random) -> lis
     while any(groups.values()):
         ordered += [groups[name].pop() for name in names if groups[name]]
     return ordered[::-1]
+
+
+def _choose_contexts(
+    questions: Sequence[Question], count: int, random: stdlib_random.Random
+) -> list[Question]:
+    """Returns the questions of as many contexts as do not hold more than `count`; at least one."""
+    groups: dict[str | None, list[Question]] = defaultdict(list)
+    for question in questions:
+        groups[question.context].append(question)
+    names = list(groups)
+    random.shuffle(names)
+    chosen: list[Question] = []
+    for name in names:
+        if chosen and len(chosen) + len(groups[name]) > count:
+            break
+        chosen += groups[name]
+    return chosen
 
 
 def _used(chosen: Sequence[Question], kind: str) -> int:

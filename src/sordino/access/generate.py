@@ -11,6 +11,7 @@ from typing import Annotated
 from typing_extensions import Doc
 
 from sordino.access.company import Company, CompanyMaker, read_company, write_table
+from sordino.access.contexts import MOST_QUESTIONS, make_context_questions
 from sordino.access.questions import Question, count_kinds, make_questions
 from sordino.core.checks import require_integer
 from sordino.core.errors import InvalidDataError, InvalidParameterError
@@ -40,6 +41,13 @@ def generate(
     employees: Annotated[int, Doc("Employees of each generated company.")] = 200,
     train_companies: Annotated[int, Doc("Companies to tune on; one more is for testing.")] = 1,
     questions: Annotated[int, Doc("Questions of each kind, for each company.")] = 250,
+    questions_per_context: Annotated[
+        int,
+        Doc(
+            f"Questions to tune on about each context, at most {MOST_QUESTIONS}: what they share "
+            "is computed once. 1: a context for each."
+        ),
+    ] = 1,
     employees_file: Annotated[
         Path | None, Doc("Your own employees (CSV), for a test; needs --policy.")
     ] = None,
@@ -82,12 +90,21 @@ def generate(
     else:
         companies = _make_companies(seed, employees, train_companies + 1)
         splits = {"train": companies[:-1], "test": companies[-1:]}
+    require_integer("questions_per_context", questions_per_context, 1, MOST_QUESTIONS)
+
+    def make(company: Company, split: str) -> list[Question]:
+        found = make_questions(company, seed=seed, split=split, num_each=questions)
+        if split == "test" or questions_per_context == 1:
+            return found
+        return make_context_questions(
+            company,
+            seed=seed,
+            num_contexts=-(-len(found) // questions_per_context),
+            num_each=questions_per_context,
+        )
+
     made = {
-        split: [
-            question
-            for company in members
-            for question in make_questions(company, seed=seed, split=split, num_each=questions)
-        ]
+        split: [question for company in members for question in make(company, split)]
         for split, members in splits.items()
     }
     # everything is made before anything is written: no half-written folder

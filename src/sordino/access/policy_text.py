@@ -27,7 +27,7 @@ def describe_policy(company: Company, involved: Sequence[str]) -> str:
 
     Args:
         company: Whose rules.
-        involved: Ids of people whose exceptions come first where there are too many to tell all.
+        involved: Ids of people whose exceptions are told even where there are too many to tell all.
     """
     policy = company.policy
     names = ", ".join(label_of(attribute) for attribute in policy.attributes)
@@ -44,8 +44,10 @@ def describe_policy(company: Company, involved: Sequence[str]) -> str:
             what = _what(policy, attributes, "any")
             lines.append(f"Users with the role {policy.roles[role]} may not read {what} of others.")
     for verb, entries in (("may read", policy.granted), ("may not read", policy.revoked)):
-        ordered = sorted(entries, key=lambda entry: entry.person not in involved)
-        lines += [_special(policy, verb, entry) for entry in ordered[:_MOST_EXCEPTIONS]]
+        first = sorted(entries, key=lambda entry: entry.person not in involved)
+        told = first[:_MOST_EXCEPTIONS]
+        # in the policy's order: the asker's place in it must not tell the answer
+        lines += [_special(policy, verb, entry) for entry in entries if entry in told]
     lines.append("Nobody may read anything else.")
     return "\n".join(f"- {line}" for line in lines)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 RELATIONS = ("self", "direct_supervisor", "higher_managers", "everyone")
 
@@ -119,18 +119,17 @@ class Policy:
         Raises:
             InvalidParameterError: As `can_read`.
         """
-        who, whom = self.find_person(asker, "asker"), self.find_person(target, "target")
-        if attribute not in self.attributes:
-            raise InvalidParameterError(
-                f"attribute must be one of {', '.join(self.attributes)}; got {attribute!r}."
-            )
-        refusal = self._refusal(who, whom, attribute)
-        if refusal is not None:
-            return Decision(allowed=False, rule=refusal)
-        permission = self._permission(who, whom, attribute)
-        if permission is not None:
-            return Decision(allowed=True, rule=permission)
-        return Decision(allowed=False, rule="no rule")
+        who, whom = self._require_known(asker, target, attribute)
+        rule = next(self._rules(who, whom, attribute), None)
+        return Decision(rule is not None and not _is_refusal(rule), rule or "no rule")
+
+    def rules_about(self, asker: str, target: str, attribute: str) -> list[str]:
+        """Returns all rules that hold for a question, as `Decision` names them; the first decides.
+
+        Raises:
+            InvalidParameterError: As `can_read`.
+        """
+        return list(self._rules(*self._require_known(asker, target, attribute), attribute))
 
     def find_person(self, who: str, parameter: str = "person") -> Person:
         """Returns a person by id, or by a name that only one person has.
@@ -164,19 +163,23 @@ class Policy:
             above = self.people[above].supervisor
         return chain
 
-    def _refusal(self, who: Person, whom: Person, attribute: str) -> str | None:
-        """Returns what forbids, whatever else allows."""
-        if any(entry.covers(who.id, whom.id, attribute) for entry in self.revoked):
-            return "revoked"
-        if who.id == whom.id:  # denials of a role are about other people's records
-            return None
-        for role in who.roles:
-            if attribute in self.role_denials.get(role, ()):
-                return f"denied:{role}"
-        return None
+    def _require_known(self, asker: str, target: str, attribute: str) -> tuple[Person, Person]:
+        """Returns asker and target of a question."""
+        who, whom = self.find_person(asker, "asker"), self.find_person(target, "target")
+        if attribute not in self.attributes:
+            raise InvalidParameterError(
+                f"attribute must be one of {', '.join(self.attributes)}; got {attribute!r}."
+            )
+        return who, whom
 
-    def _permission(self, who: Person, whom: Person, attribute: str) -> str | None:
-        """Returns the first rule that allows."""
+    def _rules(self, who: Person, whom: Person, attribute: str) -> Iterator[str]:
+        """Yields the rules that hold: what forbids, whatever else allows, then what allows."""
+        if any(entry.covers(who.id, whom.id, attribute) for entry in self.revoked):
+            yield "revoked"
+        if who.id != whom.id:  # denials of a role are about other people's records
+            for role in who.roles:
+                if attribute in self.role_denials.get(role, ()):
+                    yield f"denied:{role}"
         managers = self.managers_of(whom.id)
         holds = {
             "self": who.id == whom.id,
@@ -186,13 +189,12 @@ class Policy:
         }
         for relation in RELATIONS:
             if holds[relation] and attribute in self.relations.get(relation, ()):
-                return relation
+                yield relation
         for role in who.roles:
             if attribute in self.role_rights.get(role, ()):
-                return f"role:{role}"
+                yield f"role:{role}"
         if any(entry.covers(who.id, whom.id, attribute) for entry in self.granted):
-            return "granted"
-        return None
+            yield "granted"
 
 
 def resolve_supervisors(place: str, people: Iterable[Person]) -> dict[str, Person]:
@@ -242,6 +244,11 @@ def _require_no_cycle(place: str, people: Mapping[str, Person]) -> None:
             path[current] = None
             current = people[current].supervisor
         is_clear.update(path)
+
+
+def _is_refusal(rule: str) -> bool:
+    """Returns whether a rule forbids."""
+    return rule == "revoked" or rule.startswith("denied:")
 
 
 def _key(name: str) -> str:

@@ -18,12 +18,12 @@ from torch.nn import functional as F  # noqa: N812
 from sordino.core.errors import InvalidParameterError
 from sordino.data.collate import collate
 from sordino.data.tasks import token_f1
+from sordino.gradients.shared_prefix import make_row, row_length
 from sordino.gradients.uses import with_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sordino.data.collate import Batch
     from sordino.data.tasks import Example
     from sordino.gradients.prefix import FrozenPrefix
 
@@ -114,6 +114,12 @@ class LanguageModel:
             targets: Token ids, shape (num_positions,).
         """
         states = self.states_at(input_ids, sequences, positions)
+        return self.log_likelihoods_of(states, sequences, targets)
+
+    def log_likelihoods_of(
+        self, states: torch.Tensor, sequences: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns log p(target) for rows of `states_at`; arguments as in `logits_of`."""
         parts = []
         for start in range(0, states.shape[0], LOGIT_ROWS_AT_ONCE):
             rows = slice(start, start + LOGIT_ROWS_AT_ONCE)
@@ -161,6 +167,14 @@ class AbstractObjective(ABC):
     @abstractmethod
     def losses(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:
         """Returns the loss of each named record, shape (batch_size,), float32."""
+
+    def shared_loss(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:
+        """Returns the sum of `losses`; what records begin with alike may be computed once."""
+        return self.losses(model, records).sum()
+
+    def shared_length(self, records: Sequence[int]) -> int:
+        """Returns how many tokens `shared_loss` looks at, padding included."""
+        return len(records) * max(self.lengths[i] for i in records)
 
 
 def require_differentiable(objective: AbstractObjective) -> None:
@@ -215,15 +229,26 @@ class CompletionObjective(AbstractObjective):
         log_likelihoods = model.token_log_likelihoods(
             batch.input_ids, sequences, positions - 1, targets
         )
-        return self._by_record(-log_likelihoods, sequences, batch)
+        return self._by_record(-log_likelihoods, sequences, len(records))
+
+    def shared_loss(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:
+        """Returns the sum of `losses`, the records in one row."""
+        row = make_row([self._examples[i] for i in records])
+        states = row.states(model.causal_lm.get_decoder())
+        sequences, targets = row.records.to(states.device), row.targets.to(states.device)
+        log_likelihoods = model.log_likelihoods_of(states, sequences, targets)
+        return self._by_record(-log_likelihoods, sequences, len(records)).sum()
+
+    def shared_length(self, records: Sequence[int]) -> int:
+        """Returns the row's length."""
+        return row_length([self._examples[i] for i in records])
 
     def _by_record(
-        self, losses: torch.Tensor, sequences: torch.Tensor, batch: Batch
+        self, losses: torch.Tensor, sequences: torch.Tensor, num_records: int
     ) -> torch.Tensor:
         """Returns the mean or sum of each record's tokens."""
-        totals = torch.zeros(len(batch.input_ids), device=losses.device)
-        totals = totals.index_add(0, sequences, losses)
-        return totals if self._is_summed else totals / batch.completion_mask.sum(dim=1)
+        totals = torch.zeros(num_records, device=losses.device).index_add(0, sequences, losses)
+        return totals if self._is_summed else totals / sequences.bincount(minlength=num_records)
 
 
 class GenerationObjective(AbstractObjective):

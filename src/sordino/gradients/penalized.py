@@ -42,6 +42,18 @@ class PenalizedCompletionObjective(CompletionObjective):
         super().__init__(examples, is_summed=is_summed)
         self._weight = require_non_negative("weight", weight)
 
+    def shared_loss(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:
+        """Returns the sum of `losses`; with a penalty nothing is shared."""
+        if self._weight:
+            return self.losses(model, records).sum()
+        return super().shared_loss(model, records)
+
+    def shared_length(self, records: Sequence[int]) -> int:
+        """Returns how many tokens `shared_loss` looks at, padding included."""
+        if self._weight:
+            return len(records) * max(self.lengths[i] for i in records)
+        return super().shared_length(records)
+
     def losses(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:
         """Returns the losses of the tokens, by record."""
         examples = [self._examples[i] for i in records]
@@ -64,4 +76,4 @@ class PenalizedCompletionObjective(CompletionObjective):
             chosen = logits.gather(1, targets[rows, None])[:, 0]
             allowed = logits.masked_fill(is_forbidden[sequences[rows]], -torch.inf).logsumexp(dim=1)
             parts.append((total - chosen) + self._weight * (total - allowed))
-        return self._by_record(torch.cat(parts), sequences, batch)
+        return self._by_record(torch.cat(parts), sequences, len(records))

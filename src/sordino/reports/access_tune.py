@@ -218,6 +218,7 @@ def tune(
         measured = choose_questions(others, min(test_questions, len(others)), seed=0)
     recipe = make_recipe(
         len(learned),
+        in_contexts=any(question.context is not None for question in learned),
         epsilon=epsilon,
         delta=delta,
         clip=clip,
@@ -300,6 +301,7 @@ def _training_file(
 def make_recipe(
     num_records: int,
     *,
+    in_contexts: bool = False,
     epsilon: float | None = None,
     delta: float | None = None,
     clip: float | None = None,
@@ -324,7 +326,8 @@ def make_recipe(
         "warmup_steps": min(require_integer("warmup_steps", warmup_steps, 0), num_steps - 1),
     }
     if epsilon is None:
-        return recipe | {"guarantee": "none", "batch_order": "shuffled"}
+        order = "blocks" if in_contexts else "shuffled"
+        return recipe | {"guarantee": "none", "batch_order": order}
     return recipe | {"guarantee": "dp", "epsilon": epsilon, "delta": delta, "clip": clip}
 
 

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sordino.core.checks import require_integer
+from sordino.core.checks import require_integer, require_one_of
 from sordino.core.directions import public_permutation
 from sordino.data import plan_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sordino.core.secret_stream import SecretStream
     from sordino.mechanisms.poisson import PoissonSampler
     from sordino.training.workers import Workers
 
 MAX_RECORDS_PER_BATCH = 64
+BATCH_ORDERS = ("independent", "shuffled", "blocks")
 
 
 class AbstractPlan(ABC):
@@ -40,8 +41,11 @@ class BatchPlan(AbstractPlan):
         tokens_per_batch: Tokens of a batch, padding included.
         seed: Public seed.
         empty: Places without a record: chosen like others, never looked at.
-        is_shuffled: Whether steps go on through a shuffled order of all places and shuffle anew
-            when fewer than a batch are left; else each step draws from all places.
+        order: "independent": each step draws from all places. "shuffled": steps go on through a
+            shuffled order and shuffle anew when fewer than a batch are left. "blocks": the same
+            with blocks of successive places; what is less than a block at the end is never chosen.
+        shared_length: Tokens of some records in one batch, where it is less than their sum since
+            they begin alike; records of a step then stay in their order.
     """
 
     def __init__(
@@ -52,9 +56,11 @@ class BatchPlan(AbstractPlan):
         tokens_per_batch: int,
         seed: int,
         empty: frozenset[int] = frozenset(),
-        is_shuffled: bool = False,
+        order: str = "independent",
+        shared_length: Callable[[Sequence[int]], int] | None = None,
     ) -> None:
-        self._is_shuffled = is_shuffled
+        self._order = require_one_of("order", order, BATCH_ORDERS)
+        self._shared_length = shared_length
         self._lengths = list(lengths)
         self._empty = empty
         self._batch_size = batch_size
@@ -63,15 +69,18 @@ class BatchPlan(AbstractPlan):
         if batch_size is not None:
             require_integer("batch_size", batch_size, 1, len(self._lengths))
         self.records_per_step = batch_size or len(self._lengths)
-        self._full = self._batches_of(range(len(self._lengths)))
+        self._full = self._batches_of(range(len(self._lengths))) if batch_size is None else []
 
     def batches(self, step: int) -> list[list[int]]:
         """Returns the batches of one step."""
         if self._batch_size is None:
             return self._full
         size, count = self._batch_size, len(self._lengths)
-        if self._is_shuffled:
-            number, place = divmod(step, count // size)
+        number, place = divmod(step, count // size)
+        if self._order == "blocks":
+            block = public_permutation(self._seed, "blocks", str(number), count // size)[place]
+            return self._batches_of(range(block * size, (block + 1) * size))
+        if self._order == "shuffled":
             order = public_permutation(self._seed, "pass", str(number), count)[place * size :]
         else:
             order = public_permutation(self._seed, "batch", str(step), count)
@@ -80,7 +89,16 @@ class BatchPlan(AbstractPlan):
     def _batches_of(self, places: Sequence[int]) -> list[list[int]]:
         """Returns batches of the records at these places."""
         filled = [place for place in places if place not in self._empty]
-        return _plan(self._lengths, filled, self._tokens)
+        if self._shared_length is None:
+            return _plan(self._lengths, filled, self._tokens)
+        batches: list[list[int]] = []
+        for place in filled:
+            longer = [*batches[-1], place] if batches else []
+            if longer and self._shared_length(longer) <= self._tokens:
+                batches[-1] = longer
+            else:
+                batches.append([place])
+        return batches
 
 
 class PoissonPlan(AbstractPlan):

@@ -20,6 +20,7 @@ from sordino.mechanisms.binary_channel import BUDGET_SCHEDULES, CHANNELS
 from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.mechanisms.unanimity import ON_DISAGREEMENT
 from sordino.models import BASE_FORMATS, require_nf4_bits
+from sordino.training.batch_plan import BATCH_ORDERS
 from sordino.training.gradient_steps import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ GUARANTEES = ("pac", "dp", "none")
 ESTIMATORS = ("zeroth-order", "first-order")
 ADAPTERS = ("lora", "full")
 OBJECTIVES = ("loss", "summed-loss", "token-f1")
-BATCH_ORDERS = ("independent", "shuffled")
 SELECTIONS = ("last", "best")
 SCHEDULES: dict[str, Callable[[float], float]] = {  # fraction of the run done -> factor
     "constant": lambda done: 1.0,  # noqa: ARG005
@@ -132,10 +132,11 @@ class TuneConfig:
         if self.batch_size is not None:
             require_integer("batch_size", self.batch_size, 1)
         require_one_of("batch_order", self.batch_order, BATCH_ORDERS)
-        if self.batch_order == "shuffled" and (self.guarantee == "dp" or self.batch_size is None):
+        is_dp = self.guarantee == "dp"
+        if self.batch_order != "independent" and (is_dp or self.batch_size is None):
             raise InvalidParameterError(
-                "--batch-order shuffled is for --batch-size without --guarantee dp, whose units "
-                "are drawn in secret."
+                f"--batch-order {self.batch_order} is for --batch-size without --guarantee dp, "
+                "whose units are drawn in secret."
             )
         if self.base_bits is not None and self.adapter == "full":
             raise InvalidParameterError(

@@ -77,6 +77,7 @@ class PlainSum(AbstractGradientSum):
         model: The language model.
         objective: Differentiable losses per record.
         tensors: Trainable parameters of `model` by name, as it computes with them.
+        is_shared: Whether what records begin with alike is computed once.
     """
 
     def __init__(
@@ -84,8 +85,11 @@ class PlainSum(AbstractGradientSum):
         model: LanguageModel,
         objective: AbstractObjective,
         tensors: Mapping[str, torch.nn.Parameter],
+        *,
+        is_shared: bool = False,
     ) -> None:
         require_differentiable(objective)
+        self._is_shared = is_shared
         self._model = model
         self._objective = objective
         self._tensors = tensors
@@ -97,8 +101,11 @@ class PlainSum(AbstractGradientSum):
         for parameter in tensors.values():
             parameter.requires_grad_(requires_grad=True)
         with CausalAttentionMode():
-            losses = self._objective.losses(self._model, batch).sum()
-        found = torch.autograd.grad(losses, list(tensors.values()), allow_unused=True)
+            if self._is_shared and len(batch) > 1:
+                loss = self._objective.shared_loss(self._model, batch)
+            else:
+                loss = self._objective.losses(self._model, batch).sum()
+        found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
         for parameter in tensors.values():
             parameter.requires_grad_(requires_grad=False)
         for name, gradient in zip(tensors, found, strict=True):

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from sordino.core.entropy import OperatingSystemEntropy
 from sordino.core.secret_stream import SecretStream
+from sordino.data import CompletionTask
 from sordino.gradients.clipped import ClippedGradients
 from sordino.gradients.copied import ComputingCopy, CopiedParameterSpace
+from sordino.gradients.shared_prefix import can_share
 from sordino.gradients.unit_contributions import UnitContributions
 from sordino.ledger.transcript import TranscriptHeader
 from sordino.mechanisms.candidates import fixed_point_unit
@@ -121,7 +123,8 @@ def _make_plan(given: Ingredients, stream: SecretStream | None) -> AbstractPlan:
             tokens_per_batch=given.tokens_per_batch,
             seed=given.config.seed,
             empty=given.empty,
-            is_shuffled=given.config.batch_order == "shuffled",
+            order=given.config.batch_order,
+            shared_length=given.encoded.objective.shared_length if _is_shared(given) else None,
         )
     sampler = None
     if stream is not None:
@@ -152,7 +155,7 @@ def _make_gradient_stepper(
     language_model = make_language_model(
         given.loaded,
         model,
-        num_frozen_blocks=given.num_frozen_blocks,
+        num_frozen_blocks=0 if _is_shared(given) else given.num_frozen_blocks,
         kept_states="records" if _has_changing_batches(given) else "batches",
     )
     objective = given.encoded.objective
@@ -168,7 +171,7 @@ def _make_gradient_stepper(
             plan.unit_of,
         )
     else:
-        gradients = PlainSum(language_model, objective, computing)
+        gradients = PlainSum(language_model, objective, computing, is_shared=_is_shared(given))
     stepper = GradientStepper(
         plan=plan,
         gradients=gradients,
@@ -251,6 +254,15 @@ def _has_changing_batches(given: Ingredients) -> bool:
     return given.dp is not None or given.config.batch_size is not None
 
 
+def _is_shared(given: Ingredients) -> bool:
+    """Returns whether the records of a step that begin alike are computed in one row."""
+    config = given.config
+    is_plain = given.dp is None and config.derivative == "gradient"
+    is_completion = isinstance(given.task, CompletionTask)
+    in_blocks = config.batch_order == "blocks"
+    return is_plain and is_completion and in_blocks and can_share(given.loaded.model)
+
+
 def _make_mechanism(
     given: Ingredients, plan: AbstractPlan, stream: SecretStream | None
 ) -> AbstractMechanism:
@@ -292,5 +304,5 @@ def _sampling_words(given: Ingredients) -> str:
     size = given.config.batch_size
     if size is None:
         return "all"
-    passes = " in shuffled passes," if given.config.batch_order == "shuffled" else ","
-    return f"{size}{passes} by the public seed"
+    passes = {"shuffled": " in shuffled passes", "blocks": " in shuffled blocks of the file"}
+    return f"{size}{passes.get(given.config.batch_order, '')}, by the public seed"

@@ -120,10 +120,12 @@ def tune(
         ),
     ] = None,
     batch_order: Annotated[
-        Literal["independent", "shuffled"],
+        Literal["independent", "shuffled", "blocks"],
         Doc(
             "With --batch-size: each step draws anew, or goes on through the shuffled records and "
-            "starts over when fewer than a batch are left. Not with dp."
+            "starts over when fewer than a batch are left; blocks: so with batches of successive "
+            "records, and with --optimizer what these begin with alike is computed once. Not "
+            "with dp."
         ),
     ] = "independent",
     shared_weight: Annotated[

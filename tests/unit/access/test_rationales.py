@@ -1,4 +1,4 @@
-"""Rationales: the checks of the policy, up to the one that decides, and no value."""
+"""Rationales: asker, role, target, each with its checks, up to the one that decides."""
 
 from __future__ import annotations
 
@@ -47,9 +47,6 @@ person = "5"
 attributes = ["*"]
 reason = "left"
 """
-BEFORE = (
-    "taken away: no, denied by role: no, as oneself: no, as direct supervisor: no, from further"
-)
 
 
 @pytest.fixture
@@ -59,49 +56,106 @@ def policy(tmp_path: Path) -> Policy:
     return load_policy(tmp_path / "policy.toml", employees=tmp_path / "people.csv")
 
 
+NO = ", right taken away: no."
+ROLE = "Role: none, denied: no, may read: no."
+FOUND = "About: Cy Low. Record: found."
+
+
 @pytest.mark.parametrize(
     ("asker", "target", "attributes", "expected"),
     [
-        ("5", "3", ["salary"], "Right taken away: yes."),
-        ("6", "3", ["salary"], "Right taken away: no, denied by role: yes."),
-        ("6", "6", ["salary"], "Right taken away: no, denied by role: no, as oneself: yes."),
-        ("1", "3", ["salary"], f"Right {BEFORE} up: yes."),
-        ("4", "3", ["salary"], f"Right {BEFORE} up: no, by role: yes."),
-        ("3", "1", ["salary"], f"Right {BEFORE} up: no, by role: no, given: yes."),
-        ("3", "2", ["salary"], f"Right {BEFORE} up: no, by role: no, given: no."),
-        # of several, the first that is refused
-        ("2", "3", ["salary", "name"], f"Right {BEFORE} up: no, by role: no, given: no."),
+        ("5", "3", ["salary"], "Asker: Ed Gone, right taken away: yes."),
+        ("6", "3", ["salary"], f"Asker: Fay Temp{NO} Role: Trainee, denied: yes."),
+        (
+            *("6", "6", ["salary"]),
+            (
+                f"Asker: Fay Temp{NO} Role: Trainee, denied: no, may read: no. About: the asker. "
+                "Record: found. Look up: salary of Fay Temp."
+            ),
+        ),
+        (
+            *("2", "3", ["salary"]),
+            f"Asker: Ben Mid{NO} {ROLE} {FOUND} Direct supervisor: yes. Look up: salary of Cy Low.",
+        ),
+        (
+            *("1", "3", ["salary"]),
+            (
+                f"Asker: Ada Top{NO} {ROLE} {FOUND} Direct supervisor: no, further up: yes. "
+                "Look up: salary of Cy Low."
+            ),
+        ),
+        (
+            *("4", "3", ["salary"]),
+            (
+                f"Asker: Di Aide{NO} Role: HR, denied: no, may read: yes. {FOUND} "
+                "Look up: salary of Cy Low."
+            ),
+        ),
+        (
+            *("3", "1", ["salary"]),
+            (
+                f"Asker: Cy Low{NO} {ROLE} About: Ada Top. Record: found. Direct supervisor: no, "
+                "further up: no, given: yes. Look up: salary of Ada Top."
+            ),
+        ),
+        (
+            *("3", "2", ["salary"]),
+            (
+                f"Asker: Cy Low{NO} {ROLE} About: Ben Mid. Record: found. Direct supervisor: no, "
+                "further up: no, given: no."
+            ),
+        ),
+        (
+            *("2", "2", ["salary", "name"]),
+            (
+                f"Asker: Ben Mid{NO} {ROLE} About: 2. Record: found. Oneself: yes. "
+                "Look up: salary, name of 2."
+            ),
+        ),
+        (  # of several, the first that is refused
+            *("2", "3", ["salary", "name"]),
+            (
+                f"Asker: Ben Mid{NO} {ROLE} About: 3. Record: found. Oneself: no, "
+                "direct supervisor: no, further up: no, given: no."
+            ),
+        ),
     ],
 )
 def test_checks_end_where_the_policy_decides(
     policy: Policy, asker: str, target: str, attributes: list[str], expected: str
 ) -> None:
-    """In the order in which the policy looks."""
-    found = make_rationale(policy, asker, target, attributes)
-    assert found.endswith(f"Record: found. {expected}")
-    role = {"4": "HR", "5": "HR", "6": "Trainee"}.get(asker, "none")
-    assert found.startswith(f"Asker: {policy.people[asker].name} (role: {role}). About: ")
-    untold = make_rationale(policy, asker, target, attributes, with_role=False)
-    assert untold == found.replace(f" (role: {role})", "")
+    """Each stands behind what it is about; what may be told is looked up by name or id."""
+    assert make_rationale(policy, asker, target, attributes) == expected
+
+
+def test_a_role_is_told_where_the_prompt_tells_it(policy: Policy) -> None:
+    """Or where nothing else allows or forbids."""
+    untold = make_rationale(policy, "2", "3", ["salary"], with_role=False)
+    assert (
+        untold == f"Asker: Ben Mid{NO} {FOUND} Direct supervisor: yes. Look up: salary of Cy Low."
+    )
+    assert "Role: HR" in make_rationale(policy, "4", "3", ["salary"], with_role=False)
+    assert "Role: HR" not in make_rationale(policy, "4", "4", ["salary"], with_role=False)
+    assert "denied: yes" in make_rationale(policy, "6", "3", ["salary"], with_role=False)
 
 
 def test_names_are_told_only_where_they_are_known(policy: Policy) -> None:
     """Who asks for the name behind an id has not written it."""
-    assert "About: Cy Low." in make_rationale(policy, "2", "3", ["salary"])
-    assert "About: the asker." in make_rationale(policy, "2", "2", ["salary"])
-    assert "About: 2." in make_rationale(policy, "2", "2", ["name"])
-    assert "About: 3." in make_rationale(policy, "2", "3", ["name"])
-    assert "Cy" not in make_rationale(policy, "2", "3", ["name", "salary"])
+    assert "About: 3." in make_rationale(policy, "4", "3", ["name"])
+    assert "Cy" not in make_rationale(policy, "4", "3", ["name", "salary"])
 
 
 def test_a_missing_record_ends_the_checks(policy: Policy) -> None:
     """Whose record is not there cannot be compared with anybody."""
     found = make_rationale(policy, "4", "3", ["salary"], is_missing=True)
-    assert found == "Asker: Di Aide (role: HR). About: Cy Low. Record: not found."
+    start = f"Asker: Di Aide{NO} Role: HR, denied: no, may read: yes."
+    assert found == f"{start} About: Cy Low. Record: not found."
+    refused = make_rationale(policy, "5", "3", ["salary"], is_missing=True)
+    assert refused == "Asker: Ed Gone, right taken away: yes."
 
 
 def test_every_decision_of_a_company_is_told(tmp_path: Path) -> None:
-    """All askers, some targets: one yes for every rule, none without, and only rules that exist."""
+    """All askers, some targets: a yes where another rule than one's own holds."""
     generate(output=tmp_path / "out", seed=3, employees=43, questions=1)
     place = tmp_path / "out" / "test" / "company-1"
     policy = read_company("c", place / "employees.csv", place / "policy.toml").policy
@@ -109,8 +163,11 @@ def test_every_decision_of_a_company_is_told(tmp_path: Path) -> None:
     for asker in policy.people:
         for target in list(policy.people)[:8]:
             rule = policy.decide(asker, target, "salary").rule
-            told = make_rationale(policy, asker, target, ["salary"]).count("yes")
-            assert told == (rule != "no rule")
+            told = make_rationale(policy, asker, target, ["salary"])
+            others = set(policy.rules_about(asker, target, "salary")) - {"self"}
+            assert told.count("yes") == bool(others)
+            assert ("About: the asker." in told) == (rule == "self")
+            assert ("Look up: salary of" in told) == policy.can_read(asker, target, "salary")
             seen.add(rule.partition(":")[0])
     assert seen == {"self", "direct_supervisor", "higher_managers", "role", "revoked", "no rule"}
     assert "given" not in make_rationale(policy, *list(policy.people)[:2], ["salary"])

@@ -13,6 +13,7 @@ from sordino.ledger.ledger import Ledger
 from sordino.training.batch_plan import BatchPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 LENGTHS = [7, 3, 9, 4, 4, 8, 2, 6, 5, 5]
@@ -91,12 +92,44 @@ def test_impossible_batch_sizes(batch_size: Any) -> None:
 
 def test_shuffled_passes_see_every_record_once() -> None:
     """But for less than a batch, which is left over; the next pass has another order."""
-    plan = BatchPlan([5] * 11, batch_size=3, tokens_per_batch=99, seed=2, is_shuffled=True)
+    plan = BatchPlan([5] * 11, batch_size=3, tokens_per_batch=99, seed=2, order="shuffled")
     passes = [[records_of(plan, step) for step in range(n, n + 3)] for n in (0, 3)]
     for one in passes:
         seen = [record for step in one for record in step]
         assert len(seen) == len(set(seen)) == 9
     assert passes[0] != passes[1]
+
+
+def test_blocks_are_shuffled_whole() -> None:
+    """Records that follow each other stay together; what is less than a block is left over."""
+    plan = BatchPlan([5] * 14, batch_size=3, tokens_per_batch=99, seed=2, order="blocks")
+    passes = [[records_of(plan, step) for step in range(n, n + 4)] for n in (0, 4)]
+    for one in passes:
+        assert sorted(one) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert passes[0] != passes[1]
+
+
+def test_records_that_share_tokens_fill_a_batch_by_what_they_need() -> None:
+    """In their order; a record that is too long alone has a batch of its own."""
+    lengths = [50] * 6
+
+    def shared_length(records: Sequence[int]) -> int:
+        return 40 + 10 * len(records)
+
+    def plan(tokens: int) -> list[list[int]]:
+        return BatchPlan(
+            lengths,
+            batch_size=6,
+            tokens_per_batch=tokens,
+            seed=2,
+            empty=frozenset({1}),
+            order="blocks",
+            shared_length=shared_length,
+        ).batches(0)
+
+    assert plan(90) == [[0, 2, 3, 4, 5]]
+    assert plan(70) == [[0, 2, 3], [4, 5]]
+    assert plan(10) == [[0], [2], [3], [4], [5]]
 
 
 @pytest.mark.parametrize("settings", [{}, {"mutual_information": 0.1}], ids=["zpl", "mi"])

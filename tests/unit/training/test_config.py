@@ -148,6 +148,9 @@ def test_warm_up_rises_in_equal_parts_to_the_schedule() -> None:
 def test_shuffled_passes_need_a_public_batch() -> None:
     """Differential privacy draws in secret, and without a batch size there is nothing to order."""
     TuneConfig(**GOOD | {"batch_order": "shuffled", "batch_size": 4})
+    TuneConfig(**GOOD | {"batch_order": "blocks", "batch_size": 4})
+    with pytest.raises(InvalidParameterError, match="--batch-order blocks"):
+        TuneConfig(**GOOD | {"batch_order": "blocks"})
     with pytest.raises(InvalidParameterError, match="--batch-order shuffled"):
         TuneConfig(**GOOD | {"batch_order": "shuffled"})
     dp = {"guarantee": "dp", "dp": DpOptions(epsilon=1.0), "batch_size": 4}
