@@ -138,7 +138,7 @@ class _ContextMaker:
         cases = self._cases
         for attribute in cases.asked:
             yield f"{attribute}_self", partial(cases.own, (attribute,)), "self", False
-        yield "several_self", lambda: cases.own(cases.several()), "self", True
+        yield "missing", cases.missing, "other", True
         for role in self._policy.role_rights:
             yield f"from_{role}", partial(cases.from_role, role), "other", True
         for with_role in (False, True):
@@ -146,6 +146,7 @@ class _ContextMaker:
             yield "from_supervisor", cases.from_supervisor, "other", with_role
             yield "from_higher_manager", cases.from_higher_manager, "other", True
             yield "missing", cases.missing, "other", True
+            yield "several_self", lambda: cases.own(cases.several()), "self", True
 
     def _may_not(self) -> Iterator[Slot]:
         """Yields what is to be refused."""

@@ -125,6 +125,7 @@ class Guard:
         readable = self._readable(who, about)
         known = readable.get(_IDENTIFIER, set()) | self._known_texts(who, about, asked)
         told = readable | {_IDENTIFIER: known}
+        whole_names = {_IDENTIFIER: self._readable_names(who)}
         findings = []
         for person in shown:
             for attribute, value in self._values[person].items():
@@ -137,6 +138,8 @@ class Guard:
                 is_shared = value.text in readable.get(attribute, ()) or _is_inside(
                     text, value, readable if person == about else told
                 )
+                if found == "part":  # half of a name that is another's, which may be read
+                    is_shared = is_shared or _is_inside(text, value, whole_names)
                 # an age beside a name is that person's, whoever else has it
                 if (
                     not is_shared
@@ -173,6 +176,13 @@ class Guard:
                 if self._policy.can_read(who, person, attribute):
                     readable.setdefault(attribute, set()).add(value.text)
         return readable
+
+    def _readable_names(self, who: str | None) -> set[str]:
+        """Returns the names that the asker may read."""
+        if who is None or _IDENTIFIER not in self._policy.attributes:
+            return set()
+        people = self._policy.people.values()
+        return {p.name for p in people if self._policy.can_read(who, p.id, _IDENTIFIER)}
 
     def _known_texts(self, who: str | None, about: str | None, asked: ReadText) -> set[str]:
         """Returns what tells the asker nothing: own name and roles, a target's name if written."""

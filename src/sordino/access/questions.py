@@ -264,6 +264,7 @@ class QuestionMaker:
                 case.asker,
                 case.target,
                 case.attributes,
+                shown=shown,
                 is_missing=is_missing,
                 with_role=with_role,
             ),

@@ -3,7 +3,8 @@
 A tuned model writes them before its answer. Each check stands right behind what it is about, which
 is copied from the prompt: exceptions behind the asker, a role's rights behind the role, reporting
 lines behind the target. So each is one small decision; a single verdict over all rules is hard to
-learn for a small model. What may be told is looked up by name. No value of a record is in it.
+learn for a small model. Whom the asker leads is listed first: to find a name again in a short list
+is easier than in all records. Listed is only what the asker may read; no value that is asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from sordino.access.rights import Policy
 
-_LINES = {  # rule: in words; what is decided by who the target is
+_AS = {  # rule: what the asker is to the target, in words
     "self": "oneself",
     "direct_supervisor": "direct supervisor",
     "higher_managers": "further up",
@@ -32,6 +33,7 @@ def make_rationale(
     target: str,
     attributes: Sequence[str],
     *,
+    shown: Sequence[str] = (),
     is_missing: bool = False,
     with_role: bool = True,
 ) -> str:
@@ -45,6 +47,7 @@ def make_rationale(
         asker: Id.
         target: Id.
         attributes: What is asked for.
+        shown: Ids of the records in the context.
         is_missing: Whether the context does not hold the target's record.
         with_role: Whether the prompt tells the asker's role.
 
@@ -55,9 +58,12 @@ def make_rationale(
     may = all(decisions.values())
     decisive = next(name for name, allowed in decisions.items() if allowed == may)
     rules = {rule.partition(":")[0] for rule in policy.rules_about(asker, target, decisive)}
-    steps = [f"Asker: {policy.people[asker].name}{_exception(policy, rules)}."]
+    name = policy.people[asker].name
     if "revoked" in rules:
-        return steps[0]
+        return f"Asker: {name} may not read."
+    own = asker if asker in shown else "not shown"
+    below = _below(policy, asker, asker, shown) or "nobody"
+    steps = [f"Asker: {name}, id: {own}, leads: {below}."]
     is_told = with_role or rules == {"role"}  # where nothing else allows, it must be told
     if is_told or "denied" in rules:
         steps.append(f"Role: {describe_roles(policy, asker)}{_rights(policy, rules)}.")
@@ -66,21 +72,35 @@ def make_rationale(
     by_id = "name" in attributes
     called = target if by_id else policy.people[target].name
     about = "the asker" if asker == target and not by_id else called
-    steps.append(f"About: {about}. Record: {'not found' if is_missing else 'found'}.")
+    steps.append(f"About: {about}, {'not shown' if is_missing else 'shown'}.")
     if is_missing:
         return " ".join(steps)
     is_decided = (is_told and "role" in rules) or (about == "the asker" and "self" in rules)
     if not is_decided:
-        steps += _lines(policy, rules, by_id=by_id)
+        allowed_as = next((label for rule, label in _AS.items() if rule in rules), "nobody")
+        steps.append(f"May read as: {allowed_as}.")
     if may:
         labels = ", ".join(label_of(name) for name in attributes)
         steps.append(f"Look up: {labels} of {called}.")
     return " ".join(steps)
 
 
-def _exception(policy: Policy, rules: set[str]) -> str:
-    """Returns whether the asker's right was taken away."""
-    return f", right taken away: {_word('revoked' in rules)}" if policy.revoked else ""
+def _below(policy: Policy, asker: str, leader: str, shown: Sequence[str]) -> str:
+    """Returns who of a context reports to a leader, and to whom of them others report."""
+    told = []
+    for person in shown:
+        if policy.people[person].supervisor != leader or not _may_place(policy, asker, person):
+            continue
+        further = _below(policy, asker, person, shown)
+        below = f" over {further}" if further else ""
+        told.append(f"{person} {policy.people[person].name}{below}")
+    return ", ".join(told)
+
+
+def _may_place(policy: Policy, asker: str, person: str) -> bool:
+    """Returns whether an asker may know whom somebody reports to, and who bears an id."""
+    wanted = [name for name in ("name", "supervisor") if name in policy.attributes]
+    return all(policy.can_read(asker, person, name) for name in wanted)
 
 
 def _rights(policy: Policy, rules: set[str]) -> str:
@@ -93,20 +113,6 @@ def _rights(policy: Policy, rules: set[str]) -> str:
     if any(policy.role_rights.values()):
         told += f", may read: {_word('role' in rules)}"
     return told
-
-
-def _lines(policy: Policy, rules: set[str], *, by_id: bool) -> list[str]:
-    """Returns what asker and target are to each other, up to what allows."""
-    checks = []
-    for rule, label in _LINES.items():
-        if not (policy.granted if rule == "granted" else policy.relations.get(rule)):
-            continue
-        if rule == "self" and not by_id:  # who is asked about is told already
-            continue
-        checks.append(f"{label}: {_word(rule in rules)}")
-        if rule in rules:
-            break
-    return [f"{', '.join(checks).capitalize()}."] if checks else []
 
 
 def _word(holds: bool) -> str:  # noqa: FBT001 - private

@@ -168,6 +168,17 @@ def test_who_asks_and_whom_they_asked_about_may_be_named(guard: Guard, tmp_path:
     assert not revoked.check("Bryan Rich", "{{Bryan Rich}}", **keller).allowed
 
 
+def test_half_of_a_name_inside_another_name_that_may_be_read(guard: Guard) -> None:
+    """The supervisor of Tom Adler is Maria Stone: she may name him, and Bryan Rich his reports."""
+    about = {"target": "5", "question": "What is the age of Tom Adler?"}
+    assert guard.check("1", "I lead Maria Keller. {{I cannot disclose it.}}", **about).allowed
+    # the same half of a name with nobody who may be named, and the forbidden name itself
+    for answer in ("Ask Maria.", "Maria Keller, Maria Stone leads him.", "Ask Maria Stone."):
+        refused = guard.check("3", answer, **about)
+        assert not refused.allowed, answer
+    assert not guard.check("1", "It is Maria Stone.", **about).allowed
+
+
 def test_on_a_generated_company(tmp_path: Path) -> None:
     """Every right answer passes with its target; every forbidden value is refused."""
     generate(output=tmp_path / "out", seed=1, employees=43, questions=3)

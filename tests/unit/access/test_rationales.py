@@ -56,68 +56,65 @@ def policy(tmp_path: Path) -> Policy:
     return load_policy(tmp_path / "policy.toml", employees=tmp_path / "people.csv")
 
 
-NO = ", right taken away: no."
+ALONE = ", id: not shown, leads: nobody."
 ROLE = "Role: none, denied: no, may read: no."
-FOUND = "About: Cy Low. Record: found."
+SHOWN = "About: Cy Low, shown."
 
 
 @pytest.mark.parametrize(
     ("asker", "target", "attributes", "expected"),
     [
-        ("5", "3", ["salary"], "Asker: Ed Gone, right taken away: yes."),
-        ("6", "3", ["salary"], f"Asker: Fay Temp{NO} Role: Trainee, denied: yes."),
+        ("5", "3", ["salary"], "Asker: Ed Gone may not read."),
+        ("6", "3", ["salary"], f"Asker: Fay Temp{ALONE} Role: Trainee, denied: yes."),
         (
             *("6", "6", ["salary"]),
             (
-                f"Asker: Fay Temp{NO} Role: Trainee, denied: no, may read: no. About: the asker. "
-                "Record: found. Look up: salary of Fay Temp."
+                f"Asker: Fay Temp{ALONE} Role: Trainee, denied: no, may read: no. "
+                "About: the asker, shown. Look up: salary of Fay Temp."
             ),
         ),
         (
             *("2", "3", ["salary"]),
-            f"Asker: Ben Mid{NO} {ROLE} {FOUND} Direct supervisor: yes. Look up: salary of Cy Low.",
+            (
+                f"Asker: Ben Mid{ALONE} {ROLE} {SHOWN} May read as: direct supervisor. "
+                "Look up: salary of Cy Low."
+            ),
         ),
         (
             *("1", "3", ["salary"]),
             (
-                f"Asker: Ada Top{NO} {ROLE} {FOUND} Direct supervisor: no, further up: yes. "
+                f"Asker: Ada Top{ALONE} {ROLE} {SHOWN} May read as: further up. "
                 "Look up: salary of Cy Low."
             ),
         ),
         (
             *("4", "3", ["salary"]),
             (
-                f"Asker: Di Aide{NO} Role: HR, denied: no, may read: yes. {FOUND} "
+                f"Asker: Di Aide{ALONE} Role: HR, denied: no, may read: yes. {SHOWN} "
                 "Look up: salary of Cy Low."
             ),
         ),
         (
             *("3", "1", ["salary"]),
             (
-                f"Asker: Cy Low{NO} {ROLE} About: Ada Top. Record: found. Direct supervisor: no, "
-                "further up: no, given: yes. Look up: salary of Ada Top."
+                f"Asker: Cy Low{ALONE} {ROLE} About: Ada Top, shown. "
+                "May read as: given. Look up: salary of Ada Top."
             ),
         ),
         (
             *("3", "2", ["salary"]),
-            (
-                f"Asker: Cy Low{NO} {ROLE} About: Ben Mid. Record: found. Direct supervisor: no, "
-                "further up: no, given: no."
-            ),
+            (f"Asker: Cy Low{ALONE} {ROLE} About: Ben Mid, shown. May read as: nobody."),
         ),
         (
             *("2", "2", ["salary", "name"]),
             (
-                f"Asker: Ben Mid{NO} {ROLE} About: 2. Record: found. Oneself: yes. "
+                f"Asker: Ben Mid{ALONE} {ROLE} About: 2, shown. May read as: oneself. "
                 "Look up: salary, name of 2."
             ),
         ),
         (  # of several, the first that is refused
             *("2", "3", ["salary", "name"]),
-            (
-                f"Asker: Ben Mid{NO} {ROLE} About: 3. Record: found. Oneself: no, "
-                "direct supervisor: no, further up: no, given: no."
-            ),
+            (f"Asker: Ben Mid{ALONE} {ROLE} About: 3, shown. May read as: nobody."),
         ),
     ],
 )
@@ -131,9 +128,7 @@ def test_checks_end_where_the_policy_decides(
 def test_a_role_is_told_where_the_prompt_tells_it(policy: Policy) -> None:
     """Or where nothing else allows or forbids."""
     untold = make_rationale(policy, "2", "3", ["salary"], with_role=False)
-    assert (
-        untold == f"Asker: Ben Mid{NO} {FOUND} Direct supervisor: yes. Look up: salary of Cy Low."
-    )
+    assert untold.startswith(f"Asker: Ben Mid{ALONE} {SHOWN} May read as: direct supervisor.")
     assert "Role: HR" in make_rationale(policy, "4", "3", ["salary"], with_role=False)
     assert "Role: HR" not in make_rationale(policy, "4", "4", ["salary"], with_role=False)
     assert "denied: yes" in make_rationale(policy, "6", "3", ["salary"], with_role=False)
@@ -141,21 +136,46 @@ def test_a_role_is_told_where_the_prompt_tells_it(policy: Policy) -> None:
 
 def test_names_are_told_only_where_they_are_known(policy: Policy) -> None:
     """Who asks for the name behind an id has not written it."""
-    assert "About: 3." in make_rationale(policy, "4", "3", ["name"])
-    assert "Cy" not in make_rationale(policy, "4", "3", ["name", "salary"])
+    assert "About: 3," in make_rationale(policy, "4", "3", ["name"], shown=["3", "4"])
+    assert "Cy" not in make_rationale(policy, "4", "3", ["name", "salary"], shown=["3", "4"])
 
 
 def test_a_missing_record_ends_the_checks(policy: Policy) -> None:
     """Whose record is not there cannot be compared with anybody."""
     found = make_rationale(policy, "4", "3", ["salary"], is_missing=True)
-    start = f"Asker: Di Aide{NO} Role: HR, denied: no, may read: yes."
-    assert found == f"{start} About: Cy Low. Record: not found."
+    start = f"Asker: Di Aide{ALONE} Role: HR, denied: no, may read: yes."
+    assert found == f"{start} About: Cy Low, not shown."
     refused = make_rationale(policy, "5", "3", ["salary"], is_missing=True)
-    assert refused == "Asker: Ed Gone, right taken away: yes."
+    assert refused == "Asker: Ed Gone may not read."
+
+
+def test_who_reports_to_the_asker_is_listed_from_what_is_shown(tmp_path: Path) -> None:
+    """Through all levels; who has no right to know it learns nothing."""
+    (tmp_path / "people.csv").write_text(TABLE, encoding="utf-8")
+    text = POLICY.replace('direct_supervisor = ["salary"]', 'direct_supervisor = ["*"]')
+    text = text.replace('higher_managers = ["salary"]', 'higher_managers = ["*"]')
+    (tmp_path / "policy.toml").write_text(text, encoding="utf-8")
+    policy = load_policy(tmp_path / "policy.toml", employees=tmp_path / "people.csv")
+
+    def told(asker: str, shown: list[str]) -> str:
+        found = make_rationale(policy, asker, "3", ["salary"], shown=shown, with_role=False)
+        return found.partition(". ")[0]
+
+    everybody = list(policy.people)
+    assert told("2", everybody) == "Asker: Ben Mid, id: 2, leads: 3 Cy Low, 6 Fay Temp"
+    assert told("2", ["6", "1"]) == "Asker: Ben Mid, id: not shown, leads: 6 Fay Temp"
+    assert told("1", ["3", "2", "5"]) == (
+        "Asker: Ada Top, id: not shown, leads: 2 Ben Mid over 3 Cy Low, 5 Ed Gone"
+    )
+    assert told("1", ["3"]) == "Asker: Ada Top, id: not shown, leads: nobody"
+    assert told("3", everybody) == "Asker: Cy Low, id: 3, leads: nobody"
+    (tmp_path / "policy.toml").write_text(POLICY, encoding="utf-8")  # the salary alone is told
+    policy = load_policy(tmp_path / "policy.toml", employees=tmp_path / "people.csv")
+    assert told("2", everybody) == "Asker: Ben Mid, id: 2, leads: nobody"
 
 
 def test_every_decision_of_a_company_is_told(tmp_path: Path) -> None:
-    """All askers, some targets: a yes where another rule than one's own holds."""
+    """All askers, some targets: what holds is said, and nothing else."""
     generate(output=tmp_path / "out", seed=3, employees=43, questions=1)
     place = tmp_path / "out" / "test" / "company-1"
     policy = read_company("c", place / "employees.csv", place / "policy.toml").policy
@@ -164,9 +184,12 @@ def test_every_decision_of_a_company_is_told(tmp_path: Path) -> None:
         for target in list(policy.people)[:8]:
             rule = policy.decide(asker, target, "salary").rule
             told = make_rationale(policy, asker, target, ["salary"])
-            others = set(policy.rules_about(asker, target, "salary")) - {"self"}
-            assert told.count("yes") == bool(others)
-            assert ("About: the asker." in told) == (rule == "self")
+            others = {r.partition(":")[0] for r in policy.rules_about(asker, target, "salary")}
+            assert told.endswith(" may not read.") == ("revoked" in others)
+            assert ("may read: yes" in told) == ("role" in others and "revoked" not in others)
+            is_led = rule in ("direct_supervisor", "higher_managers") and "role" not in others
+            assert ("May read as: nobody" not in told and "May read as" in told) == is_led
+            assert ("About: the asker," in told) == (rule == "self")
             assert ("Look up: salary of" in told) == policy.can_read(asker, target, "salary")
             seen.add(rule.partition(":")[0])
     assert seen == {"self", "direct_supervisor", "higher_managers", "role", "revoked", "no rule"}
