@@ -47,7 +47,7 @@ def generate(
             f"Questions to tune on about each context, at most {MOST_QUESTIONS}: what they share "
             "is computed once. 1: a context for each."
         ),
-    ] = 1,
+    ] = 8,
     employees_file: Annotated[
         Path | None, Doc("Your own employees (CSV), for a test; needs --policy.")
     ] = None,

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("access") / "out"
-    return generate(output=output, seed=4, employees=60, questions=6).output
+    return generate(
+        output=output, seed=4, employees=60, questions=6, questions_per_context=1
+    ).output
 
 
 @pytest.fixture(scope="module")

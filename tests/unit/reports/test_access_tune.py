@@ -81,9 +81,9 @@ def test_recipe_is_the_published_one(
         "lora_alpha": 32.0,
         "lora_factors": "both",
         "batch_size": 8,
-        "batch_order": "shuffled",
+        "batch_order": "blocks",  # of one context each
         "num_steps": count // 8,
-        "warmup_steps": 4,  # five, and fewer than the steps
+        "warmup_steps": 5,  # and fewer than the steps
         "learning_rate": 2e-5,
         "learning_rate_schedule": "linear",
         "weight_decay": 0.01,
@@ -112,7 +112,9 @@ def test_steps_of_small_sets() -> None:
     assert make_recipe(3)["batch_size"] == 3
     assert make_recipe(100)["warmup_steps"] == 5
     assert make_recipe(100, epochs=2)["num_steps"] == 24
-    private = make_recipe(100, epsilon=2.0)
+    assert make_recipe(100)["batch_order"] == "shuffled"
+    assert make_recipe(100, in_contexts=True)["batch_order"] == "blocks"
+    private = make_recipe(100, in_contexts=True, epsilon=2.0)
     assert private["guarantee"] == "dp"
     assert "batch_order" not in private
 
@@ -142,7 +144,7 @@ def test_a_handful_is_learned(folder: Path, model: str, tmp_path: Path) -> None:
         "loss": "sum",
     }
     assert opening["warmup_steps"] == 5
-    assert opening["sampling"] == "8 in shuffled passes, by the public seed"
+    assert opening["sampling"] == "8 in shuffled blocks of the file, by the public seed"
     kept = json.loads((tmp_path / "run.private" / "access.PRIVATE.json").read_text("utf-8"))
     assert kept["num_train"] == 8
     assert kept["num_test"] == 2
