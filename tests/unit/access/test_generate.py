@@ -30,7 +30,14 @@ ADDED |= {"several_other", "several_self", "paired"}
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> GenerateResult:
     folder = tmp_path_factory.mktemp("access") / "out"
-    return generate(output=folder, seed=3, employees=60, train_companies=2, questions=EACH)
+    return generate(
+        output=folder,
+        seed=3,
+        employees=60,
+        train_companies=2,
+        questions=EACH,
+        questions_per_context=1,
+    )
 
 
 @pytest.fixture(scope="module")
