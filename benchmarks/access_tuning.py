@@ -1,14 +1,15 @@
 """How a small model learns access rights: what it gets right over the number of records.
 
-Run: python benchmarks/access_tuning.py --output FOLDER [--sizes 0 100 400 1000] [--rates 1e-3]
+Run: python benchmarks/access_tuning.py --output FOLDER [--sizes 0 400 1600] [--rates 1e-3]
      [--seeds 0] [--test-questions 200] [--records-seed 1] [--general-items 124]
-     [--batch-size 2]
+     [--batch-size 8]
 
-The embedded model in 4 bits, LoRA of rank 32 on attention and feed-forward, one epoch of 2 records
-a step (in all rows of a FOLDER), linear decay. Questions to measure are about another company, in
-other wordings; the same ones for every row. One line of JSON a finished row in FOLDER/rows.jsonl: a
-second call goes on after it, continues a run that was cut short (its seconds are then those of the
-rest), and prints the table of all rows. To choose a learning rate, give several with one size.
+The embedded model in 4 bits, LoRA of rank 32 on attention and feed-forward, one epoch, linear
+decay; the questions of a context are a step (8 in all rows of a FOLDER). Questions to measure are
+about another company, in other wordings; the same ones for every row. One line of JSON a finished
+row in FOLDER/rows.jsonl: a second call goes on after it, continues a run that was cut short (its
+seconds are then those of the rest), and prints the table of all rows. To choose a learning rate,
+give several with one size. Rows whose general items are not the ones asked for are asked them.
 
 The embedded model comes from a 4-bit file, so rounding its weights to a 4-bit grid costs less than
 it would cost another model. 200 questions leave wide intervals: they are printed.
@@ -17,10 +18,12 @@ it would cost another model. 200 questions leave wide intervals: they are printe
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,6 +36,9 @@ from sordino.access.results import compute_clauses
 from sordino.attacks.subject import open_subject
 from sordino.models import choose_compute_dtype
 from sordino.reports.access_tune import measure, tune
+
+if TYPE_CHECKING:
+    from sordino.access.general_items import Item
 
 _SHOWN = ("correct", "leak", "false_refusal", "wrong", "wrong_format")
 
@@ -50,7 +56,9 @@ def measure_row(run: Path, test: list[Any], num_items: int, *, is_base: bool) ->
     kinds: dict[str, list[int]] = {}
     for answer in answers:
         kinds.setdefault(answer.questionnaire, []).append(answer.grading.grade)
-    return {"clauses": clauses, "grades": kinds, "items": [bool(right) for right in items]}
+    asked = digest(make_items(num_items))
+    outcomes = [bool(right) for right in items]
+    return {"clauses": clauses, "grades": kinds, "items": outcomes, "asked": asked}
 
 
 def tune_row(
@@ -115,6 +123,29 @@ def make_rows(arguments: argparse.Namespace, folder: Path) -> None:
                 print_table(folder)
 
 
+def refresh_items(folder: Path, num_items: int) -> None:
+    """Asks the general items of rows that were asked others."""
+    rows, items = finished(folder), make_items(num_items)
+    for row in rows:
+        if row.get("asked") == digest(items):
+            continue
+        same = [other for other in rows if other["size"] and row["size"] in (0, other["size"])]
+        named = row if row["size"] else same[0]
+        run = folder / f"run-{named['size']}-{named['rate']:g}-{named['seed']}"
+        dtype = choose_compute_dtype("auto", DEVICE)
+        subject = open_subject(str(run), base="embedded", dtype=dtype, device=DEVICE)
+        with subject.base() if row["size"] == 0 else nullcontext():
+            _, row["items"] = measure(subject, [], items)
+        row["asked"] = digest(items)
+        lines = "".join(json.dumps(other) + "\n" for other in rows)
+        (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
+
+
+def digest(items: list[Item]) -> str:
+    """Returns what tells one set of items from another."""
+    return hashlib.sha256(repr(items).encode()).hexdigest()
+
+
 def print_table(folder: Path) -> None:
     """Prints all rows so far."""
     rows = sorted(
@@ -131,8 +162,13 @@ def print_table(folder: Path) -> None:
         lost = ""
         if base is not None and row is not base:
             change = compare_items(make_items(len(row["items"])), base["items"], row["items"])
-            ends = f"{-change.upper:+.1f} to {-change.lower:+.1f}"
-            lost = f" ({-change.lost_points:+.1f} points, {ends})"
+            counts = [f"{name} {b} to {a}/{n}" for name, (b, a, n) in change.groups.items()]
+            lost = f" ({', '.join(counts)}"
+            if change.known is not None:
+                points, lower, upper = change.known
+                known = "+".join(change.known_groups)
+                lost += f"; of {known} {-points:+.1f} points, {-upper:+.1f} to {-lower:+.1f}"
+            lost += ")"
         general = f"{sum(row['items'])}/{len(row['items'])}{lost}"
         shown = [row["size"], f"{row['rate']:g}", row["seed"], *cells, general]
         print(" | ".join(map(str, [*shown, f"{row['seconds']:.0f}"])), flush=True)
@@ -149,7 +185,7 @@ def print_table(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[0, 100, 400, 1000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[0, 400, 1600])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -170,6 +206,7 @@ def main() -> None:
             questions_per_context=arguments.batch_size,
         )
     make_rows(arguments, folder)
+    refresh_items(folder, arguments.general_items)
     print_table(folder)
 
 

@@ -1,8 +1,9 @@
 """What a model can still do after tuning: general questions, with four answers each.
 
 The model must find the right one likeliest (mean log-likelihood of its tokens). Chance is a
-quarter. The usual set is small: it shows a collapse, not a loss of a point. If a twentieth of the
-items is lost and as many are gained, 2,500 items tell a loss of two points from none.
+quarter; what was at chance before cannot be lost, so losses are told apart for what was above it.
+The usual set is small: it shows a collapse, not a loss of a point. If a twentieth of the items is
+lost and as many are gained, 2,500 items tell a loss of two points from none.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sordino.access.general_items import Item
     from sordino.models import LoadedModel
 
+_CHANCE = 0.25
 _WORKED = (
     "Question: Ed has 2 hats and gets 3 more. How many hats does Ed have now?\nAnswer: 5\n\n"
     "Question: What is 9 minus 2?\nAnswer: 7\n\n"
@@ -42,6 +44,10 @@ class Forgetting:
         before: Items answered rightly before, with an interval.
         after: The same after.
         groups: Right before and after, and items, by group.
+        known_groups: Groups that were answered above chance before (one-sided, at the
+            significance): the others cannot show a loss.
+        known: The loss in points over the items of these groups, with the ends of its interval;
+            None if there is no such group.
         lost_points: Percentage points lost; negative for a gain.
         lower: Lower end of the loss in points.
         upper: Upper end.
@@ -51,6 +57,8 @@ class Forgetting:
     before: Rate
     after: Rate
     groups: dict[str, tuple[int, int, int]]
+    known_groups: tuple[str, ...]
+    known: tuple[float, float, float] | None
     lost_points: float
     lower: float
     upper: float
@@ -115,26 +123,41 @@ def compare_items(
             f"{len(items)}, {len(before)} and {len(after)}."
         )
     require_in_range("significance", significance, 0.0, 1.0)
-    total, quarter = len(items), significance / 4.0  # two intervals, two sides each
     pairs = list(zip(before, after, strict=True))
     lost, gained = pairs.count((True, False)), pairs.count((False, True))
-    lower = binomial_lower(lost, total, quarter) - binomial_upper(gained, total, quarter)
-    upper = binomial_upper(lost, total, quarter) - binomial_lower(gained, total, quarter)
     groups: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     for item, pair in zip(items, pairs, strict=True):
         groups[item.group].append(pair)
+    known = [
+        name
+        for name, found in groups.items()
+        if binomial_lower(sum(b for b, _ in found), len(found), significance) > _CHANCE
+    ]
+    known_pairs = [pair for name in known for pair in groups[name]]
+    points, lower, upper = _loss(pairs, significance)
     return Forgetting(
-        before=compute_rate(sum(before), total, significance=significance),
-        after=compute_rate(sum(after), total, significance=significance),
+        before=compute_rate(sum(before), len(items), significance=significance),
+        after=compute_rate(sum(after), len(items), significance=significance),
         groups={
             name: (sum(b for b, _ in found), sum(a for _, a in found), len(found))
             for name, found in groups.items()
         },
-        lost_points=100.0 * (lost - gained) / total,
-        lower=100.0 * lower,
-        upper=100.0 * upper,
+        known_groups=tuple(known),
+        known=_loss(known_pairs, significance) if known_pairs else None,
+        lost_points=points,
+        lower=lower,
+        upper=upper,
         p_value=mcnemar_exact(lost, gained),
     )
+
+
+def _loss(pairs: Sequence[tuple[bool, bool]], significance: float) -> tuple[float, float, float]:
+    """Returns the loss in percentage points and the ends of its interval."""
+    total, quarter = len(pairs), significance / 4.0  # two intervals, two sides each
+    lost, gained = pairs.count((True, False)), pairs.count((False, True))
+    lower = binomial_lower(lost, total, quarter) - binomial_upper(gained, total, quarter)
+    upper = binomial_upper(lost, total, quarter) - binomial_lower(gained, total, quarter)
+    return 100.0 * (lost - gained) / total, 100.0 * lower, 100.0 * upper
 
 
 def _opening(item: Item, tokenizer: Any) -> tuple[list[int], str]:

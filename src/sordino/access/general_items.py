@@ -1,7 +1,7 @@
 """General questions with four answers each: sums in words, asked-for forms, common facts.
 
 The first 124 are the usual set, 40 facts among them. Further ones, which tell smaller losses, are
-sums and forms alone, half each.
+more facts, and when these are used up sums and forms, half each.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice, permutations
 from typing import TYPE_CHECKING
 
+from sordino.access._facts import read_tables
 from sordino.core.checks import require_integer
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Item:
 
 
 def make_items(num_items: int = NUM_ITEMS) -> list[Item]:
-    """Returns the fixed set; more items are the same ones and further sums and forms.
+    """Returns the fixed set; more items are the same ones, further facts, then sums and forms.
 
     Args:
         num_items: In [124, 3000].
@@ -121,6 +122,9 @@ def make_items(num_items: int = NUM_ITEMS) -> list[Item]:
         *(Item("facts", q, right, tuple(w)) for q, right, *w in _FACTS),
     ]
     known = {item.question for item in items}
+    # a generator of their own: further facts do not change the sums
+    facts = _facts(stdlib_random.Random(f"sordino-forgetting/{SEED}/facts"))  # noqa: S311 - public
+    items += islice((fact for fact in facts if fact.question not in known), num_items - len(items))
     pairs = [" ".join(pair) for pair in permutations((*_WORDS, *_MORE_WORDS), 2)]
     random.shuffle(pairs)
     sources = (_sums(random, _STORIES), _forms(pairs))
@@ -142,6 +146,20 @@ def _sums(random: stdlib_random.Random, texts: tuple[tuple[str, int], ...]) -> I
         names = {"name": random.choice(_NAMES), "things": random.choice(_THINGS)}
         question = text.format(**names, a=a, b=b)
         yield Item("arithmetic", question, str(right), tuple(map(str, wrong)))
+
+
+def _facts(random: stdlib_random.Random) -> Iterator[Item]:
+    """Yields facts of all tables in turn; wrong answers are other answers of the table."""
+    left = [(text, table, iter(table.items())) for text, table in read_tables()]
+    while left:
+        for entry in list(left):
+            text, table, rest = entry
+            asked, right = next(rest, (None, None))
+            if asked is None or right is None:
+                left.remove(entry)
+                continue
+            others = sorted(set(table.values()) - {right})
+            yield Item("facts", text.format(asked), right, tuple(random.sample(others, 3)))
 
 
 def _forms(words: Iterable[str]) -> Iterator[Item]:

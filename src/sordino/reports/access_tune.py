@@ -378,11 +378,22 @@ def _forgetting_lines(found: Forgetting) -> list[str]:
         f"{name} {before} to {after} of {total}"
         for name, (before, after, total) in found.groups.items()
     )
-    return [
+    lines = [
         (
             f"General questions: {found.before.share:.1%} before, {found.after.share:.1%} after, "
             f"{found.lost_points:+.1f} points lost (95% interval {found.lower:+.1f} to "
             f"{found.upper:+.1f}; McNemar, exact: p = {found.p_value:.2g})."
         ),
         f"  {groups}.",
+    ]
+    if found.known is None:
+        return [*lines, "  None of these was answered above chance before: no loss can show."]
+    points, lower, upper = found.known
+    return [
+        *lines,
+        (
+            f"  Answered above chance before, so that a loss can show: "
+            f"{', '.join(found.known_groups)}: {points:+.1f} points lost ({lower:+.1f} to "
+            f"{upper:+.1f})."
+        ),
     ]

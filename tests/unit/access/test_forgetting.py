@@ -39,6 +39,8 @@ def test_more_items_are_the_same_and_others() -> None:
     assert len({item.question for item in items[NUM_ITEMS:]}) == MOST_ITEMS - NUM_ITEMS
     further = Counter(item.group for item in items[NUM_ITEMS:])
     assert abs(further["arithmetic"] - further["format"]) <= 1
+    assert further["facts"] > 150
+    assert {item.group for item in items[NUM_ITEMS : NUM_ITEMS + 150]} == {"facts"}
     for item in items:
         assert len({item.right, *item.wrong}) == 4
     for wrong in (NUM_ITEMS - 1, MOST_ITEMS + 1):
@@ -101,6 +103,23 @@ def test_loss_has_an_interval() -> None:
     same = compare_items(items, before, before)
     assert same.lost_points == 0
     assert same.lower == -same.upper
+
+
+def test_what_was_at_chance_cannot_show_a_loss() -> None:
+    """Sums at chance gain, facts are lost: in all items that is a gain, in what was known not."""
+    items = [Item("arithmetic", str(n), "1", ("2", "3", "4")) for n in range(100)]
+    items += [Item("facts", str(n), "a", ("b", "c", "d")) for n in range(40)]
+    before = [n < 25 for n in range(100)] + [n < 24 for n in range(40)]
+    after = [n < 60 for n in range(100)] + [n < 18 for n in range(40)]
+    found = compare_items(items, before, after)
+    assert found.lost_points < 0
+    assert found.known_groups == ("facts",)
+    assert found.known is not None
+    points, lower, upper = found.known
+    assert points == pytest.approx(15.0)
+    assert lower < points < upper
+    nothing = compare_items(items[:100], before[:100], after[:100])
+    assert (nothing.known_groups, nothing.known) == ((), None)
 
 
 def test_every_item_is_answered_twice() -> None:
