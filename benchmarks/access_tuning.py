@@ -125,7 +125,7 @@ def make_rows(arguments: argparse.Namespace, folder: Path) -> None:
 
 def refresh_items(folder: Path, num_items: int) -> None:
     """Asks the general items of rows that were asked others."""
-    rows, items = finished(folder), make_items(num_items)
+    rows, items = finished(folder / "rows.jsonl"), make_items(num_items)
     for row in rows:
         if row.get("asked") == digest(items):
             continue
