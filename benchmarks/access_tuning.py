@@ -164,10 +164,8 @@ def print_table(folder: Path) -> None:
             change = compare_items(make_items(len(row["items"])), base["items"], row["items"])
             counts = [f"{name} {b} to {a}/{n}" for name, (b, a, n) in change.groups.items()]
             lost = f" ({', '.join(counts)}"
-            if change.known is not None:
-                points, lower, upper = change.known
-                known = "+".join(change.known_groups)
-                lost += f"; of {known} {-points:+.1f} points, {-upper:+.1f} to {-lower:+.1f}"
+            for name, (points, lower, upper) in change.known.items():
+                lost += f"; of {name} {-points:+.1f} points, {-upper:+.1f} to {-lower:+.1f}"
             lost += ")"
         general = f"{sum(row['items'])}/{len(row['items'])}{lost}"
         shown = [row["size"], f"{row['rate']:g}", row["seed"], *cells, general]

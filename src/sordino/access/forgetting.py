@@ -44,10 +44,8 @@ class Forgetting:
         before: Items answered rightly before, with an interval.
         after: The same after.
         groups: Right before and after, and items, by group.
-        known_groups: Groups that were answered above chance before (one-sided, at the
-            significance): the others cannot show a loss.
-        known: The loss in points over the items of these groups, with the ends of its interval;
-            None if there is no such group.
+        known: The loss in points, with the ends of its interval, of each group that was answered
+            above chance before (one-sided, at the significance): the others cannot show a loss.
         lost_points: Percentage points lost; negative for a gain.
         lower: Lower end of the loss in points.
         upper: Upper end.
@@ -57,8 +55,7 @@ class Forgetting:
     before: Rate
     after: Rate
     groups: dict[str, tuple[int, int, int]]
-    known_groups: tuple[str, ...]
-    known: tuple[float, float, float] | None
+    known: dict[str, tuple[float, float, float]]
     lost_points: float
     lower: float
     upper: float
@@ -128,12 +125,11 @@ def compare_items(
     groups: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     for item, pair in zip(items, pairs, strict=True):
         groups[item.group].append(pair)
-    known = [
-        name
+    known = {
+        name: _loss(found, significance)
         for name, found in groups.items()
         if binomial_lower(sum(b for b, _ in found), len(found), significance) > _CHANCE
-    ]
-    known_pairs = [pair for name in known for pair in groups[name]]
+    }
     points, lower, upper = _loss(pairs, significance)
     return Forgetting(
         before=compute_rate(sum(before), len(items), significance=significance),
@@ -142,8 +138,7 @@ def compare_items(
             name: (sum(b for b, _ in found), sum(a for _, a in found), len(found))
             for name, found in groups.items()
         },
-        known_groups=tuple(known),
-        known=_loss(known_pairs, significance) if known_pairs else None,
+        known=known,
         lost_points=points,
         lower=lower,
         upper=upper,

@@ -386,14 +386,11 @@ def _forgetting_lines(found: Forgetting) -> list[str]:
         ),
         f"  {groups}.",
     ]
-    if found.known is None:
+    if not found.known:
         return [*lines, "  None of these was answered above chance before: no loss can show."]
-    points, lower, upper = found.known
-    return [
-        *lines,
-        (
-            f"  Answered above chance before, so that a loss can show: "
-            f"{', '.join(found.known_groups)}: {points:+.1f} points lost ({lower:+.1f} to "
-            f"{upper:+.1f})."
-        ),
-    ]
+    losses = ", ".join(
+        f"{name} {points:+.1f} ({lower:+.1f} to {upper:+.1f})"
+        for name, (points, lower, upper) in found.known.items()
+    )
+    told = f"  Points lost of what was answered above chance, so that a loss can show: {losses}."
+    return [*lines, told]

@@ -113,13 +113,12 @@ def test_what_was_at_chance_cannot_show_a_loss() -> None:
     after = [n < 60 for n in range(100)] + [n < 18 for n in range(40)]
     found = compare_items(items, before, after)
     assert found.lost_points < 0
-    assert found.known_groups == ("facts",)
-    assert found.known is not None
-    points, lower, upper = found.known
+    assert list(found.known) == ["facts"]
+    points, lower, upper = found.known["facts"]
     assert points == pytest.approx(15.0)
     assert lower < points < upper
     nothing = compare_items(items[:100], before[:100], after[:100])
-    assert (nothing.known_groups, nothing.known) == ((), None)
+    assert nothing.known == {}
 
 
 def test_every_item_is_answered_twice() -> None:
