@@ -47,10 +47,7 @@ def measure_row(run: Path, test: list[Any], num_items: int, *, is_base: bool) ->
     """Returns rates and items of a run, or of the base that it started from."""
     dtype = choose_compute_dtype("auto", DEVICE)
     subject = open_subject(str(run), base="embedded", dtype=dtype, device=DEVICE)
-    if is_base:
-        with subject.base():
-            answers, items = measure(subject, test, make_items(num_items))
-    else:
+    with subject.base() if is_base else nullcontext():
         answers, items = measure(subject, test, make_items(num_items))
     clauses = asdict(compute_clauses(answers))
     kinds: dict[str, list[int]] = {}
@@ -129,8 +126,7 @@ def refresh_items(folder: Path, num_items: int) -> None:
     for row in rows:
         if row.get("asked") == digest(items):
             continue
-        same = [other for other in rows if other["size"] and row["size"] in (0, other["size"])]
-        named = row if row["size"] else same[0]
+        named = row if row["size"] else next(other for other in rows if other["size"])
         run = folder / f"run-{named['size']}-{named['rate']:g}-{named['seed']}"
         dtype = choose_compute_dtype("auto", DEVICE)
         subject = open_subject(str(run), base="embedded", dtype=dtype, device=DEVICE)

@@ -110,11 +110,11 @@ class _ContextMaker:
     def _draw(self, slot: Slot, shown: list[str]) -> Case | None:
         """Returns a case whose records are shown, or is missing where it is to be."""
         name, draw, _, _ = slot
-        others = [person for person in self._cases.people if person not in shown]
-        self._cases.targets = others if name == "missing" else shown
-        if name == "from_higher_manager":  # the reporting line can be read
-            lines = [p for p in shown if self._policy.people[p].supervisor in shown]
-            self._cases.targets = lines
+        self._cases.targets = shown
+        if name == "missing":
+            self._cases.targets = [p for p in self._cases.people if p not in shown]
+        elif name == "from_higher_manager":  # the reporting line can be read
+            self._cases.targets = [p for p in shown if self._policy.people[p].supervisor in shown]
         return self._cases.draw(draw) if self._cases.targets else None
 
     def _draw_context(self) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random as stdlib_random
 from dataclasses import dataclass
-from itertools import cycle, islice, permutations
+from itertools import cycle, islice, permutations, zip_longest
 from typing import TYPE_CHECKING
 
 from sordino.access._facts import read_tables
@@ -150,14 +150,10 @@ def _sums(random: stdlib_random.Random, texts: tuple[tuple[str, int], ...]) -> I
 
 def _facts(random: stdlib_random.Random) -> Iterator[Item]:
     """Yields facts of all tables in turn; wrong answers are other answers of the table."""
-    left = [(text, table, iter(table.items())) for text, table in read_tables()]
-    while left:
-        for entry in list(left):
-            text, table, rest = entry
-            asked, right = next(rest, (None, None))
-            if asked is None or right is None:
-                left.remove(entry)
-                continue
+    rows = [[(text, table, asked) for asked in table] for text, table in read_tables()]
+    for turn in zip_longest(*rows):
+        for text, table, asked in filter(None, turn):
+            right = table[asked]
             others = sorted(set(table.values()) - {right})
             yield Item("facts", text.format(asked), right, tuple(random.sample(others, 3)))
 

@@ -93,13 +93,14 @@ def generate(
     require_integer("questions_per_context", questions_per_context, 1, MOST_QUESTIONS)
 
     def make(company: Company, split: str) -> list[Question]:
-        found = make_questions(company, seed=seed, split=split, num_each=questions)
         if split == "test" or questions_per_context == 1:
-            return found
+            return make_questions(company, seed=seed, split=split, num_each=questions)
+        # as many as there would be with a context for each
+        count = questions * len(make_questions(company, seed=seed, split=split, num_each=1))
         return make_context_questions(
             company,
             seed=seed,
-            num_contexts=-(-len(found) // questions_per_context),
+            num_contexts=-(-count // questions_per_context),
             num_each=questions_per_context,
         )
 

@@ -125,7 +125,6 @@ class Guard:
         readable = self._readable(who, about)
         known = readable.get(_IDENTIFIER, set()) | self._known_texts(who, about, asked)
         told = readable | {_IDENTIFIER: known}
-        whole_names = {_IDENTIFIER: self._readable_names(who)}
         findings = []
         for person in shown:
             for attribute, value in self._values[person].items():
@@ -138,8 +137,9 @@ class Guard:
                 is_shared = value.text in readable.get(attribute, ()) or _is_inside(
                     text, value, readable if person == about else told
                 )
-                if found == "part":  # half of a name that is another's, which may be read
-                    is_shared = is_shared or _is_inside(text, value, whole_names)
+                if found == "part" and not is_shared:
+                    # half of a name that is another's, which may be read
+                    is_shared = _is_inside(text, value, {_IDENTIFIER: self._readable_names(who)})
                 # an age beside a name is that person's, whoever else has it
                 if (
                     not is_shared

@@ -24,8 +24,8 @@ _ROWS = 128  # queries at once; they see the keys up to the last of them
 _ENTRIES_AT_ONCE = 2**18  # of the weights of a few heads, which then stay in the processor's cache
 
 
-class CausalAttentionMode(TorchFunctionMode):
-    """Context in which plain causal attention on a processor is computed as below."""
+class _AttentionMode(TorchFunctionMode):
+    """Context in which some calls of PyTorch's attention are computed as below."""
 
     def __torch_function__(
         self,
@@ -36,13 +36,39 @@ class CausalAttentionMode(TorchFunctionMode):
     ) -> Any:
         """Runs one PyTorch function."""
         options = dict(kwargs or {})
-        if func is scaled_dot_product_attention and _is_plain(args, options):
-            query, key, value = _ungrouped(*args)
-            return _CausalAttention.apply(query, key, value, _scale(query, options))
-        return func(*args, **options)
+        if func is not scaled_dot_product_attention or not self._takes(args, options):
+            return func(*args, **options)
+        query, key, value = args
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:  # grouped queries: every key head serves several
+            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        return self._attend(query, key, value, options.get("scale") or query.shape[-1] ** -0.5)
+
+    def _takes(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
+        """Returns whether a call is computed here."""
+        raise NotImplementedError
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Returns attention's output, shape (batch_size, num_heads, length, width)."""
+        raise NotImplementedError
 
 
-class SharedAttentionMode(TorchFunctionMode):
+class CausalAttentionMode(_AttentionMode):
+    """Context in which plain causal attention on a processor is computed as below."""
+
+    def _takes(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
+        return _is_plain(args, options)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        output: torch.Tensor = _CausalAttention.apply(query, key, value, scale)
+        return output
+
+
+class SharedAttentionMode(_AttentionMode):
     """Context in which attention over one row of sequences that begin alike skips what it masks.
 
     Everything else, and all attention on other devices, is left to the mask.
@@ -56,19 +82,16 @@ class SharedAttentionMode(TorchFunctionMode):
         super().__init__()
         self._parts = [num_shared, *lengths]
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Runs one PyTorch function."""
-        options = dict(kwargs or {})
-        if func is not scaled_dot_product_attention or not self._is_row(args, options):
-            return func(*args, **options)
-        query, key, value = _ungrouped(*args)
-        scale = _scale(query, options)
+    def _takes(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
+        """Returns whether a call is masked attention of the whole row over itself."""
+        if len(args) != 3 or options.get("attn_mask") is None:
+            return False
+        lengths = {x.shape[-2] for x in args}
+        return lengths == {sum(self._parts)} and _is_taken(*args, options)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
         queries, keys, values = (x.split(self._parts, dim=2) for x in (query, key, value))
         outputs = [queries[0]]  # nothing, or replaced
         if self._parts[0]:
@@ -77,13 +100,6 @@ class SharedAttentionMode(TorchFunctionMode):
             seen = (torch.cat((start, own), dim=2) for start, own in ((keys[0], k), (values[0], v)))
             outputs.append(_CausalAttention.apply(q, *seen, scale))
         return torch.cat(outputs, dim=2)
-
-    def _is_row(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
-        """Returns whether a call is masked attention of the whole row over itself."""
-        if len(args) != 3 or options.get("attn_mask") is None:
-            return False
-        lengths = {x.shape[-2] for x in args}
-        return lengths == {sum(self._parts)} and _is_taken(*args, options)
 
 
 def _is_plain(args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
@@ -100,21 +116,6 @@ def _is_taken(
     """Returns whether shapes and device are what is computed here."""
     is_ours = query.ndim == 4 and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
     return is_ours and not options.get("dropout_p") and query.shape[1] % key.shape[1] == 0
-
-
-def _ungrouped(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns one key head for each query head, where one serves several."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    return query, key, value
-
-
-def _scale(query: torch.Tensor, options: Mapping[str, Any]) -> float:
-    """Returns what scores are multiplied by."""
-    return float(options.get("scale") or query.shape[-1] ** -0.5)
 
 
 class _CausalAttention(torch.autograd.Function):

@@ -219,6 +219,7 @@ class CompletionObjective(AbstractObjective):
     def __init__(self, examples: Sequence[Example], *, is_summed: bool = False) -> None:
         self._examples = examples
         self._is_summed = is_summed
+        self._is_shareable = True
         self.lengths = [len(example.input_ids) for example in examples]
 
     def losses(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:
@@ -232,7 +233,9 @@ class CompletionObjective(AbstractObjective):
         return self._by_record(-log_likelihoods, sequences, len(records))
 
     def shared_loss(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:
-        """Returns the sum of `losses`, the records in one row."""
+        """Returns the sum of `losses`; the records are in one row if they can be."""
+        if not self._is_shareable:
+            return super().shared_loss(model, records)
         row = make_row([self._examples[i] for i in records])
         states = row.states(model.causal_lm.get_decoder())
         sequences, targets = row.records.to(states.device), row.targets.to(states.device)
@@ -240,7 +243,9 @@ class CompletionObjective(AbstractObjective):
         return self._by_record(-log_likelihoods, sequences, len(records)).sum()
 
     def shared_length(self, records: Sequence[int]) -> int:
-        """Returns the row's length."""
+        """Returns the row's length, or that of a batch."""
+        if not self._is_shareable:
+            return super().shared_length(records)
         return row_length([self._examples[i] for i in records])
 
     def _by_record(

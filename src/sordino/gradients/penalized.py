@@ -41,18 +41,7 @@ class PenalizedCompletionObjective(CompletionObjective):
     ) -> None:
         super().__init__(examples, is_summed=is_summed)
         self._weight = require_non_negative("weight", weight)
-
-    def shared_loss(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:
-        """Returns the sum of `losses`; with a penalty nothing is shared."""
-        if self._weight:
-            return self.losses(model, records).sum()
-        return super().shared_loss(model, records)
-
-    def shared_length(self, records: Sequence[int]) -> int:
-        """Returns how many tokens `shared_loss` looks at, padding included."""
-        if self._weight:
-            return len(records) * max(self.lengths[i] for i in records)
-        return super().shared_length(records)
+        self._is_shareable = self._weight == 0
 
     def losses(self, model: LanguageModel, records: Sequence[int]) -> torch.Tensor:
         """Returns the losses of the tokens, by record."""

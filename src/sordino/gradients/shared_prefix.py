@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sordino.data._tokens import common_prefix
 from sordino.gradients.attention import SharedAttentionMode
 
 if TYPE_CHECKING:
@@ -102,10 +103,8 @@ def count_shared(examples: Sequence[Example]) -> int:
     """Returns how many tokens all begin with, before the last token of any prompt."""
     rows = [example.input_ids for example in examples]
     most = min(_num_prompt_tokens(example) for example in examples) - 1
-    for place in range(most):
-        if any(row[place] != rows[0][place] for row in rows[1:]):
-            return place
-    return max(most, 0)
+    # in the order of dictionaries the first and the last differ most
+    return max(min(most, common_prefix(min(rows), max(rows))), 0)
 
 
 def row_length(examples: Sequence[Example]) -> int:
