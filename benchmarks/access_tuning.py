@@ -2,7 +2,7 @@
 
 Run: python benchmarks/access_tuning.py --output FOLDER [--sizes 0 400 1600] [--rates 1e-3]
      [--seeds 0] [--test-questions 200] [--records-seed 1] [--general-items 124]
-     [--batch-size 8]
+     [--batch-size 8] [--retain-weights 1]
 
 The embedded model in 4 bits, LoRA of rank 32 on attention and feed-forward, one epoch, linear
 decay; the questions of a context are a step (8 in all rows of a FOLDER). Questions to measure are
@@ -22,12 +22,13 @@ import hashlib
 import json
 from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from common import DEVICE, stopwatch
+from common import DEVICE, IS_GPU, TOKENS_PER_BATCH, stopwatch
 from sordino.access.examples import choose_questions
 from sordino.access.forgetting import compare_items
 from sordino.access.general_items import NUM_ITEMS, make_items
@@ -40,6 +41,9 @@ from sordino.reports.access_tune import measure, tune
 if TYPE_CHECKING:
     from sordino.access.general_items import Item
 
+_TOKENS_OF_ANSWERS = 131_072 if IS_GPU else 16_384
+_KEYS = ("size", "rate", "retain", "seed")
+_BASE = {"size": 0, "rate": 0.0, "retain": 0.0, "seed": 0}
 _SHOWN = ("correct", "leak", "false_refusal", "wrong", "wrong_format")
 
 
@@ -48,7 +52,9 @@ def measure_row(run: Path, test: list[Any], num_items: int, *, is_base: bool) ->
     dtype = choose_compute_dtype("auto", DEVICE)
     subject = open_subject(str(run), base="embedded", dtype=dtype, device=DEVICE)
     with subject.base() if is_base else nullcontext():
-        answers, items = measure(subject, test, make_items(num_items))
+        answers, items = measure(
+            subject, test, make_items(num_items), tokens_per_batch=_TOKENS_OF_ANSWERS
+        )
     clauses = asdict(compute_clauses(answers))
     kinds: dict[str, list[int]] = {}
     for answer in answers:
@@ -59,7 +65,7 @@ def measure_row(run: Path, test: list[Any], num_items: int, *, is_base: bool) ->
 
 
 def tune_row(
-    questions: Path, run: Path, *, size: int, rate: float, seed: int, batch_size: int
+    questions: Path, run: Path, row: dict[str, Any], *, batch_size: int, retain_texts: int
 ) -> float:
     """Tunes a run, and returns its seconds."""
     began = stopwatch()
@@ -67,13 +73,16 @@ def tune_row(
         model="embedded",
         questions=questions,
         output=run,
-        records=size,
+        records=row["size"],
         test_questions=0,
         forgetting=False,
-        learning_rate=rate,
+        learning_rate=row["rate"],
+        retain_weight=row["retain"],
+        retain_texts=retain_texts,
         batch_size=batch_size,
-        seed=seed,
+        seed=row["seed"],
         device=DEVICE,
+        tokens_per_batch=TOKENS_PER_BATCH,
         resume=True,
     )
     return stopwatch() - began
@@ -85,8 +94,14 @@ def finished(rows: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
 
 
-def done_rows(folder: Path) -> set[tuple[int, float, int]]:
-    return {(row["size"], row["rate"], row["seed"]) for row in finished(folder / "rows.jsonl")}
+def done_rows(folder: Path) -> list[dict[str, Any]]:
+    """Returns what tells the finished rows apart."""
+    return [{name: row[name] for name in _KEYS} for row in finished(folder / "rows.jsonl")]
+
+
+def run_folder(folder: Path, row: dict[str, Any]) -> Path:
+    """Returns where the run of a row lies."""
+    return folder / f"run-{row['size']}-{row['rate']:g}-{row['retain']:g}-{row['seed']}"
 
 
 def add(folder: Path, row: dict[str, Any], found: dict[str, Any]) -> None:
@@ -98,26 +113,25 @@ def make_rows(arguments: argparse.Namespace, folder: Path) -> None:
     """Makes the rows that are not there yet."""
     everything = read_questions(folder / "questions" / "test")
     test = choose_questions(everything, arguments.test_questions, seed=0)
-    for seed in arguments.seeds:
-        for rate in arguments.rates:
-            for size in sorted(arguments.sizes):
-                if size == 0 or (size, rate, seed) in done_rows(folder):
-                    continue
-                run = folder / f"run-{size}-{rate:g}-{seed}"
-                seconds = tune_row(
-                    folder / "questions" / "train",
-                    run,
-                    size=size,
-                    rate=rate,
-                    seed=seed,
-                    batch_size=arguments.batch_size,
-                )
-                if 0 in arguments.sizes and (0, 0.0, 0) not in done_rows(folder):
-                    found = measure_row(run, test, arguments.general_items, is_base=True)
-                    add(folder, {"size": 0, "rate": 0.0, "seed": 0, "seconds": 0.0}, found)
-                row = {"size": size, "rate": rate, "seed": seed, "seconds": seconds}
-                add(folder, row, measure_row(run, test, arguments.general_items, is_base=False))
-                print_table(folder)
+    grid = (arguments.seeds, arguments.rates, arguments.retain_weights, sorted(arguments.sizes))
+    for seed, rate, retain, size in product(*grid):
+        row = {"size": size, "rate": rate, "retain": retain, "seed": seed}
+        if size == 0 or row in done_rows(folder):
+            continue
+        run = run_folder(folder, row)
+        seconds = tune_row(
+            folder / "questions" / "train",
+            run,
+            row,
+            batch_size=arguments.batch_size,
+            retain_texts=arguments.retain_texts,
+        )
+        if 0 in arguments.sizes and _BASE not in done_rows(folder):
+            found = measure_row(run, test, arguments.general_items, is_base=True)
+            add(folder, _BASE | {"seconds": 0.0}, found)
+        found = measure_row(run, test, arguments.general_items, is_base=False)
+        add(folder, row | {"seconds": seconds}, found)
+        print_table(folder)
 
 
 def refresh_items(folder: Path, num_items: int) -> None:
@@ -127,7 +141,7 @@ def refresh_items(folder: Path, num_items: int) -> None:
         if row.get("asked") == digest(items):
             continue
         named = row if row["size"] else next(other for other in rows if other["size"])
-        run = folder / f"run-{named['size']}-{named['rate']:g}-{named['seed']}"
+        run = run_folder(folder, named)
         dtype = choose_compute_dtype("auto", DEVICE)
         subject = open_subject(str(run), base="embedded", dtype=dtype, device=DEVICE)
         with subject.base() if row["size"] == 0 else nullcontext():
@@ -145,10 +159,10 @@ def digest(items: list[Item]) -> str:
 def print_table(folder: Path) -> None:
     """Prints all rows so far."""
     rows = sorted(
-        finished(folder / "rows.jsonl"), key=lambda row: (row["rate"], row["seed"], row["size"])
+        finished(folder / "rows.jsonl"), key=lambda row: [row[name] for name in _KEYS[::-1]]
     )
     base = next((row for row in rows if row["size"] == 0), None)
-    print("records | rate | seed | " + " | ".join(_SHOWN) + " | general items | s")
+    print("records | rate | retain | seed | " + " | ".join(_SHOWN) + " | general items | s")
     for row in rows:
         cells = []
         for name in _SHOWN:
@@ -164,8 +178,9 @@ def print_table(folder: Path) -> None:
                 lost += f"; of {name} {-points:+.1f} points, {-upper:+.1f} to {-lower:+.1f}"
             lost += ")"
         general = f"{sum(row['items'])}/{len(row['items'])}{lost}"
-        shown = [row["size"], f"{row['rate']:g}", row["seed"], *cells, general]
-        print(" | ".join(map(str, [*shown, f"{row['seconds']:.0f}"])), flush=True)
+        shown = [row["size"], f"{row['rate']:g}", f"{row['retain']:g}", row["seed"]]
+        shown += [*cells, general, f"{row['seconds']:.0f}"]
+        print(" | ".join(map(str, shown)), flush=True)
     print(
         "\nright, and grade 3 (leaked or refused), by kind | "
         + " | ".join(f"{row['size']}" for row in rows)
@@ -181,6 +196,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[0, 400, 1600])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3])
+    parser.add_argument("--retain-weights", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--retain-texts", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--test-questions", type=int, default=200)

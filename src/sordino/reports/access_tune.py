@@ -14,19 +14,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typing_extensions import Doc
 
-from sordino.access.evaluate import MAX_NEW_TOKENS, answer_questions, grade_answers
+from sordino.access.evaluate import (
+    MAX_NEW_TOKENS,
+    TOKENS_PER_BATCH,
+    answer_questions,
+    grade_answers,
+)
 from sordino.access.examples import choose_questions, make_records, require_apart, write_records
 from sordino.access.forgetting import answer_items, compare_items
 from sordino.access.general_items import NUM_ITEMS, make_items
+from sordino.access.general_texts import write_general_texts
 from sordino.access.generate import find_questions, read_questions
 from sordino.access.results import compare_models, compute_clauses
 from sordino.attacks.subject import open_subject
 from sordino.core.checks import require_integer, require_non_negative
 from sordino.core.errors import InvalidParameterError
+from sordino.data import read_records
 from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
 from sordino.models import LoadedModel, choose_compute_dtype, load_model
 from sordino.training import options  # noqa: TC001 - read when the command line is made
+from sordino.training.progress import progress
 from sordino.training.run_folder import RunFolder
 from sordino.training.tune import tune as tune_model
 from sordino.training.workers import Workers
@@ -56,6 +64,7 @@ SCOPE = (
     ),
 )
 _TRAIN, _RESULT = "access_train.PRIVATE.jsonl", "access.PRIVATE.json"
+_RETAINED = "general_texts.jsonl"
 _CLAUSES = {
     "correct": "correct",
     "leak": "leaked, of forbidden",
@@ -146,6 +155,15 @@ def tune(
     violation_penalty: Annotated[
         float, Doc("Weight of the penalty on the probability of a forbidden value's tokens.")
     ] = 0.0,
+    retain_weight: Annotated[
+        float,
+        Doc(
+            "Of holding the model to its base on texts that the base writes itself, so that it "
+            "forgets less; 0: it is not held."
+        ),
+    ] = 1.0,
+    retain_texts: Annotated[int, Doc("General texts that the base writes.")] = 256,
+    retain_per_step: options.RetainPerStep = 8,
     epsilon: Annotated[
         float | None,
         Doc("Differential privacy of the records used in training, in nats; default: none."),
@@ -204,6 +222,9 @@ def tune(
             "--delta and --clip are for --epsilon: give it too, or neither."
         )
     require_non_negative("violation_penalty", violation_penalty)
+    require_non_negative("retain_weight", retain_weight)
+    require_integer("retain_texts", retain_texts, 1)
+    require_integer("retain_per_step", retain_per_step, 1)
     folder = RunFolder(Path(output))
     if not resume:
         folder.require_new()
@@ -228,10 +249,27 @@ def tune(
     )
     workers = Workers.start(device)
     dtype_used = choose_compute_dtype(dtype, workers.device)
+    base: dict[str, Any] = {"base_bits": base_bits or None, "base_format": base_format}
     # the tokenizer is all that is needed of the model here
     tokenizer = load_model(model, dtype=dtype_used).tokenizer
     rows = make_records(learned, tokenizer, rationale_share=rationale_share, seed=seed)
-    with _training_file(folder, rows, workers) as train:
+    with _private_files(folder, workers) as private:
+        train = private / _TRAIN
+        workers.from_main(lambda: write_records(train, rows))
+        retained: dict[str, Any] = {}
+        if retain_weight > 0:
+            path = private / _RETAINED
+
+            def write() -> int:
+                held = load_model(model, dtype=dtype_used, device=workers.device, **base)
+                return _write_general(path, held, retain_texts, seed)
+
+            retained = {
+                "retain": path,
+                "retain_is_public": True,  # nothing but the base made them
+                "retain_weight": retain_weight,
+                "retain_per_step": min(retain_per_step, workers.from_main(write)),
+            }
         result = tune_model(
             model=model,
             train=train,
@@ -243,8 +281,6 @@ def tune(
             learning_rate_schedule=learning_rate_schedule,
             weight_decay=weight_decay,
             violation_penalty=violation_penalty,
-            base_bits=base_bits or None,
-            base_format=base_format,
             lora_rank=lora_rank,
             lora_alpha=lora_alpha,
             lora_targets=lora_targets or list(LORA_TARGETS),
@@ -254,6 +290,8 @@ def tune(
             device=device,
             tokens_per_batch=tokens_per_batch,
             resume=resume and folder.is_begun,
+            **base,
+            **retained,
             **recipe,
         )
     subject = open_subject(str(folder.path), base=model, dtype=dtype_used, device=workers.device)
@@ -278,24 +316,33 @@ def tune(
 
 
 @contextmanager
-def _training_file(
-    folder: RunFolder, rows: Sequence[dict[str, Any]], workers: Workers
-) -> Iterator[Path]:
-    """Yields the file to learn, beside the run; a run that never began takes it away again."""
-    path = folder.private / _TRAIN
-
-    def write() -> None:
-        folder.private.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
-        write_records(path, rows)
-
-    workers.from_main(write)
+def _private_files(folder: RunFolder, workers: Workers) -> Iterator[Path]:
+    """Yields the place of files to learn, beside the run; without a run they are taken away."""
+    place = folder.private
+    workers.from_main(lambda: place.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True))
     try:
-        yield path
+        yield place
     finally:
         if workers.is_main and not folder.is_begun:
-            path.unlink(missing_ok=True)
-            if not any(folder.private.iterdir()):
-                folder.private.rmdir()
+            for name in (_TRAIN, _RETAINED):
+                (place / name).unlink(missing_ok=True)
+            if not any(place.iterdir()):
+                place.rmdir()
+
+
+def _write_general(path: Path, loaded: LoadedModel, count: int, seed: int) -> int:
+    """Writes what the base writes by itself, unless it is there; returns how many texts."""
+    if not path.exists():
+        with progress("access: general texts", 2 * count) as show:
+            done = 0
+
+            def advance(number: int) -> None:
+                nonlocal done
+                done += number
+                show(done)
+
+            write_records(path, write_general_texts(loaded, count, seed=seed, advance=advance))
+    return len(read_records(path, kind="completion", min_records=1))
 
 
 def make_recipe(
@@ -337,10 +384,11 @@ def measure(
     items: Sequence[Item] = (),
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> tuple[list[GradedAnswer], list[bool]]:
     """Returns a model's graded answers, and which general items it answers rightly.
 
-    Inside of `subject.base()` they are the base's.
+    Inside of `subject.base()` they are the base's. `tokens_per_batch` bounds the memory of answers.
     """
     loaded = LoadedModel(
         model=subject.tuned.causal_lm,
@@ -348,7 +396,9 @@ def measure(
         source=subject.source,
         fingerprint=subject.fingerprint,
     )
-    answers = answer_questions(loaded, questions, max_new_tokens=max_new_tokens)
+    answers = answer_questions(
+        loaded, questions, max_new_tokens=max_new_tokens, tokens_per_batch=tokens_per_batch
+    )
     return grade_answers(questions, answers), answer_items(loaded, items)
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sordino.training.config import TuneConfig
     from sordino.training.dp_plan import DpPlan
     from sordino.training.encoding import Task, TaskOptions
+    from sordino.training.retain import RetainOptions
     from sordino.training.run_folder import RunFolder
     from sordino.training.setup import AdapterOptions
     from sordino.training.workers import Workers
@@ -66,6 +67,7 @@ class RunRequest:
     resume: bool
     keep_subset: bool = False
     canaries: CanaryOptions | None = None
+    retain: RetainOptions | None = None
 
     def check_flags(self, *, has_validation: bool) -> None:
         """Raises if a flag asks for what the other settings cannot give."""
@@ -84,6 +86,12 @@ class RunRequest:
             raise InvalidParameterError(
                 "--select best replays a transcript, which a run on gradients does not have: use "
                 "--select last."
+            )
+        is_adapted = self.config.derivative == "gradient" and self.config.adapter == "lora"
+        if self.retain is not None and not is_adapted:
+            raise InvalidParameterError(
+                "--retain adds a gradient, and compares with the model without its adapter: use it "
+                "with --optimizer and --adapter lora."
             )
         is_zero = self.config.guarantee == "pac" and self.config.mutual_information == 0
         if self.holder_report and not is_zero:
@@ -175,6 +183,7 @@ def assemble(
 ) -> Parts:
     """Returns the connected parts of a run; see `run` for the arguments."""
     config = request.config
+    retained = None if request.retain is None else (request.retain, request.retain.read(pool))
     loaded = load_for_tuning(request.source, config, dtype, workers.device)
     task = choose_task(request.task, pool)
     teacher = None
@@ -225,6 +234,7 @@ def assemble(
             tokens_per_batch=request.tokens_per_batch,
             has_holder_report=request.holder_report,
             keeps_subset=request.keep_subset,
+            retained=retained,
             workers=workers,
             dtype=dtype,
         )
@@ -373,6 +383,7 @@ def _opening_event(
             "select": request.select,
         },
         "adapter": {"kind": config.adapter, **lora},
+        **({"retained": made.retained} if made.retained else {}),
         "base_model": _public_name(request.source),
         "base_model_sha256": base_model_sha256,
         "base_bits": config.base_bits,

@@ -42,6 +42,7 @@ def render_card(ledger: Ledger, certificate: Certificate) -> str:
         ("bits of a frozen weight", _base_bits(opening)),
         *taught,
         *planted,
+        *_retained(opening),
         ("estimator", opening["estimator"]),
         ("mechanism", opening["mechanism"]["name"]),
         ("records a step", opening["sampling"]),
@@ -78,6 +79,15 @@ def render_card(ledger: Ledger, certificate: Certificate) -> str:
             "",
         ]
     )
+
+
+def _retained(opening: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what held the model to its base, if anything did."""
+    kept = opening.get("retained")
+    if kept is None:
+        return []
+    words = f"{kept['num_texts']}, {kept['per_step']} a step, weight {kept['weight']:g}"
+    return [("public texts held to the base", words), ("their SHA-256", kept["sha256"])]
 
 
 def _base_bits(opening: Mapping[str, Any]) -> str:

@@ -148,13 +148,24 @@ def read_validation_records(
     if kind is None:
         kind = "classification" if pool[0].label is not None else "completion"
     records = read_records(path, kind=kind, min_records=1)
+    require_no_overlap(path, records, pool, "their scores would be an unaccounted release")
+    return records
+
+
+def require_no_overlap(
+    path: Path, records: Sequence[Record], pool: Sequence[Record], why: str
+) -> None:
+    """Raises if public records are in the private pool too.
+
+    Raises:
+        InvalidDataError: If so; says `why` that must not be.
+    """
     shared = overlap(records, pool)
     if shared:
         raise InvalidDataError(
             f"{path}: {len(shared)} records are in the training pool too (the first at line "
-            f"{shared[0]}); their scores would be an unaccounted release. Remove them."
+            f"{shared[0]}); {why}. Remove them."
         )
-    return records
 
 
 def digest_examples(examples: Sequence[Example]) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sordino.gradients.objectives import AbstractObjective, LanguageModel
     from sordino.training.batch_plan import AbstractPlan
     from sordino.training.loop import Session
+    from sordino.training.retain import Retention
 
 OPTIMIZERS = ("adamw", "sgd")
 _BETAS, _SMALL = (0.9, 0.999), 1e-8  # torch's own, written down: they decide what a run gives
@@ -124,6 +125,7 @@ class GradientStepper(AbstractStepper):
         optimizer: "adamw" or "sgd" (without momentum).
         stream: Secret noise; None without privacy, and on the other workers.
         noise_std: Standard deviation of the noise on each coordinate of the sum; 0: no privacy.
+        retention: Adds what holds the model to its base, after the noise; None: nothing does.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class GradientStepper(AbstractStepper):
         optimizer: str,
         stream: SecretStream | None,
         noise_std: float,
+        retention: Retention | None = None,
     ) -> None:
         self.plan = plan
         self.tensors = dict(tensors)
@@ -144,6 +147,7 @@ class GradientStepper(AbstractStepper):
         self._copied = copied
         self._stream = stream
         self._noise_std = noise_std
+        self._retention = retention
         self._sees_gradients = False  # noise moves weights even if nothing is learned
         self._optimizer = _make_optimizer(optimizer, list(self.tensors.values()))
 
@@ -218,6 +222,10 @@ class GradientStepper(AbstractStepper):
         session.workers.from_main(lambda: self._charge_and_add_noise(session, step, total))
         for values in total.values():
             session.workers.spread_tensor(values)
+        if self._retention is not None:
+            self._retention.add_to(
+                total, step, session.workers, records_per_step=self.plan.records_per_step
+            )
         self._move(session, step, total)
         self._keep(session, step + 1)
         return ""

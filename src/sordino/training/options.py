@@ -57,5 +57,17 @@ Seed = Annotated[int, Doc("Public seed of directions, candidates and adapter.")]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Doc("Compute type.")]
 Device = Annotated[str, Doc("auto, cpu, cuda or cuda:N.")]
 TokensPerBatch = Annotated[int, Doc("Tokens a forward pass, padding included.")]
+Retain = Annotated[
+    Path | None,
+    Doc(
+        "With --optimizer and an adapter: public prompts and completions on which the model is "
+        "held to its base, so that it forgets less."
+    ),
+]
+RetainIsPublic = Annotated[bool, Doc("Declare that the texts of --retain are public.")]
+RetainWeight = Annotated[
+    float, Doc("Of a retained text's divergence from the base against a record's loss.")
+]
+RetainPerStep = Annotated[int, Doc("Retained texts a step; more cost time, not weight.")]
 EvaluateEvery = Annotated[int | None, Doc("Steps between scores on --validation.")]
 Resume = Annotated[bool, Doc("Continue an interrupted run; repeat its other settings.")]

@@ -21,6 +21,7 @@ from sordino.training.batch_plan import BatchPlan, PoissonPlan
 from sordino.training.gradient_steps import ClippedSum, GradientStepper, PlainSum
 from sordino.training.leave_one_out import LeaveOneOut
 from sordino.training.replay import make_space
+from sordino.training.retain import make_retention
 from sordino.training.setup import (
     find_shared_weight,
     make_estimator,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from sordino.data import Record
     from sordino.gradients.objectives import LanguageModel
     from sordino.mechanisms.release import AbstractMechanism
     from sordino.models import LoadedModel
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from sordino.training.dp_plan import DpPlan
     from sordino.training.encoding import EncodedRecords, Task, TaskOptions
     from sordino.training.loop import AbstractStepper
+    from sordino.training.retain import RetainOptions, Retention
     from sordino.training.workers import Workers
 
 
@@ -67,6 +70,7 @@ class Ingredients:
         tokens_per_batch: Tokens of a batch, padding included.
         has_holder_report: Whether leave-one-out losses were asked for.
         keeps_subset: Whether the secret subset is to outlive the run.
+        retained: What holds the model to its base, and the texts for it; None: nothing does.
         workers: The processes that share the work.
         dtype: Compute type.
     """
@@ -86,6 +90,7 @@ class Ingredients:
     tokens_per_batch: int
     has_holder_report: bool
     keeps_subset: bool
+    retained: tuple[RetainOptions, Sequence[Record]] | None
     workers: Workers
     dtype: torch.dtype
 
@@ -100,6 +105,7 @@ class Made:
     mechanism: dict[str, Any]  # public description
     sampling: str  # public, in words
     shared_weight: float
+    retained: dict[str, Any] | None = None  # public description
 
 
 def make_stepper(given: Ingredients) -> Made:
@@ -172,6 +178,7 @@ def _make_gradient_stepper(
         )
     else:
         gradients = PlainSum(language_model, objective, computing, is_shared=_is_shared(given))
+    retention = _make_retention(given)
     stepper = GradientStepper(
         plan=plan,
         gradients=gradients,
@@ -180,6 +187,7 @@ def _make_gradient_stepper(
         optimizer=str(config.optimizer),
         stream=stream,
         noise_std=0.0 if dp is None else dp.noise_std,
+        retention=retention,
     )
     name = "gaussian noise on clipped gradients" if dp is not None else "gradients as they are"
     mechanism: dict[str, Any] = {"name": name, "optimizer": config.optimizer}
@@ -192,6 +200,25 @@ def _make_gradient_stepper(
         mechanism=mechanism,
         sampling=_sampling_words(given),
         shared_weight=1.0,
+        retained=None if retention is None else retention.describe(),
+    )
+
+
+def _make_retention(given: Ingredients) -> Retention | None:
+    """Returns what holds the model to its base, if anything was asked to."""
+    if given.retained is None:
+        return None
+    options, records = given.retained
+    return make_retention(
+        options,
+        records,
+        loaded=given.loaded,
+        adapted=given.model,
+        language_model=make_language_model(given.loaded, given.model, num_frozen_blocks=0),
+        tensors=given.tensors,
+        config=given.config,
+        is_summed=given.task_options.objective == "summed-loss",
+        tokens_per_batch=given.tokens_per_batch,
     )
 
 

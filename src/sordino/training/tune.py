@@ -18,6 +18,7 @@ from sordino.training.assembly import RunRequest, run
 from sordino.training.canaries import choose_canaries
 from sordino.training.dp_plan import choose_dp_options
 from sordino.training.encoding import TaskOptions, read_validation_records
+from sordino.training.retain import choose_retain_options
 from sordino.training.run_folder import RunFolder
 from sordino.training.setup import AdapterOptions
 from sordino.training.workers import Workers
@@ -186,6 +187,12 @@ def tune(
             "reads it knows the secret."
         ),
     ] = False,
+    retain: options.Retain = None,
+    retain_is_public: Annotated[
+        bool, Doc("Declare that the texts of --retain are public.")
+    ] = False,
+    retain_weight: options.RetainWeight = 1.0,
+    retain_per_step: options.RetainPerStep = 8,
     canaries: Annotated[
         int,
         Doc(
@@ -292,6 +299,9 @@ def tune(
         holder_report=holder_report,
         keep_subset=keep_subset,
         canaries=choose_canaries(canaries, canary_style),
+        retain=choose_retain_options(
+            retain, is_public=retain_is_public, weight=retain_weight, per_step=retain_per_step
+        ),
         resume=resume,
     )
     return run_on_files(
