@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[0, 400, 1600])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--retain-weights", type=float, nargs="+", default=[1.0])
-    parser.add_argument("--retain-texts", type=int, default=256)
+    parser.add_argument("--retain-texts", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--test-questions", type=int, default=200)

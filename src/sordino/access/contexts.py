@@ -137,7 +137,10 @@ class _ContextMaker:
         """Yields what is to be answered, as often as it comes in a round."""
         cases = self._cases
         for attribute in cases.asked:
-            yield f"{attribute}_self", partial(cases.own, (attribute,)), "self", False
+            times = 3 if attribute == "name" else 1  # that an id is one's own must be found
+            yield from [
+                (f"{attribute}_self", partial(cases.own, (attribute,)), "self", False)
+            ] * times
         yield "missing", cases.missing, "other", True
         for role in self._policy.role_rights:
             yield f"from_{role}", partial(cases.from_role, role), "other", True

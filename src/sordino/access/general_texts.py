@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from sordino.models import LoadedModel
 
 _MARK = "sordino-general-text"
-_QUESTION = Decoding(max_new_tokens=96, temperature=0.8, top_k=0, top_p=0.95)
-_ANSWER = Decoding(max_new_tokens=128, temperature=0.8, top_k=0, top_p=0.95)
+_QUESTION = Decoding(max_new_tokens=64, temperature=0.8, top_k=0, top_p=0.95)
+_ANSWER = Decoding(max_new_tokens=64, temperature=0.8, top_k=0, top_p=0.95)
 _OPENING_WORDS = 4  # of a text without chat template: what stands for the prompt
 
 
@@ -78,7 +78,12 @@ def write_general_texts(
         return [texts[number].strip() for number in range(len(openings))]
 
     if getattr(tokenizer, "chat_template", None):
-        before, _ = _render(tokenizer, _MARK).split(_MARK)
+        before, mark, _ = _render(tokenizer, _MARK).partition(_MARK)
+        if not (before and mark):
+            raise InvalidDataError(
+                "the chat template must mark a user's message and show it as it is, so that the "
+                "model can go on after the mark. Use --retain-weight 0."
+            )
         asked = write([_encode(tokenizer, before)] * count, _QUESTION, seed)
         prompts = [_render(tokenizer, text) for text in asked if _is_plain(text, tokenizer)]
         answers = write([_encode(tokenizer, prompt) for prompt in prompts], _ANSWER, seed + 1)
@@ -90,7 +95,7 @@ def write_general_texts(
     records = [
         {"prompt": prompt.removeprefix(start), "completion": answer}
         for prompt, answer in pairs
-        if prompt and answer
+        if prompt and _is_plain(answer, tokenizer)
     ]
     if not records:
         raise InvalidDataError(
@@ -112,7 +117,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def _is_plain(text: str, tokenizer: Any) -> bool:
-    """Returns whether a message is not empty and ends no message before its time."""
+    """Returns whether a text is not empty and spells no special token."""
     return bool(text) and not any(token in text for token in tokenizer.all_special_tokens)
 
 

@@ -61,15 +61,15 @@ def make_rationale(
     name = policy.people[asker].name
     if "revoked" in rules:
         return f"Asker: {name} may not read."
+    by_id = "name" in attributes
     own = asker if asker in shown else "not shown"
-    below = _below(policy, asker, asker, shown) or "nobody"
+    below = _below(policy, asker, asker, shown, by_id=by_id) or "nobody"
     steps = [f"Asker: {name}, id: {own}, leads: {below}."]
     is_told = with_role or rules == {"role"}  # where nothing else allows, it must be told
     if is_told or "denied" in rules:
         steps.append(f"Role: {describe_roles(policy, asker)}{_rights(policy, rules)}.")
     if "denied" in rules:
         return " ".join(steps)
-    by_id = "name" in attributes
     called = target if by_id else policy.people[target].name
     about = "the asker" if asker == target and not by_id else called
     steps.append(f"About: {about}, {'not shown' if is_missing else 'shown'}.")
@@ -81,19 +81,23 @@ def make_rationale(
         steps.append(f"May read as: {allowed_as}.")
     if may:
         labels = ", ".join(label_of(name) for name in attributes)
-        steps.append(f"Look up: {labels} of {called}.")
+        # one's own record is found by one's name: an id is hard to find
+        steps.append(f"Look up: {labels} of {name if asker == target else called}.")
     return " ".join(steps)
 
 
-def _below(policy: Policy, asker: str, leader: str, shown: Sequence[str]) -> str:
-    """Returns who of a context reports to a leader, and to whom of them others report."""
+def _below(policy: Policy, asker: str, leader: str, shown: Sequence[str], *, by_id: bool) -> str:
+    """Returns who of a context reports to a leader, and to whom of them others report.
+
+    They are called as the target is.
+    """
     told = []
     for person in shown:
         if policy.people[person].supervisor != leader or not _may_place(policy, asker, person):
             continue
-        further = _below(policy, asker, person, shown)
+        further = _below(policy, asker, person, shown, by_id=by_id)
         below = f" over {further}" if further else ""
-        told.append(f"{person} {policy.people[person].name}{below}")
+        told.append(f"{person if by_id else policy.people[person].name}{below}")
     return ", ".join(told)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sordino.access.generate import GenerateResult
     from sordino.reports.access_evaluate import EvaluateResult
     from sordino.reports.access_guard import GuardResult
-    from sordino.reports.access_tune import AccessTuneResult
+    from sordino.reports.access_tune_result import AccessTuneResult
 
 _HELP = (
     "Measure, and enforce, that a model tells values to those who may know them and to nobody "

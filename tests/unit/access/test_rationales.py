@@ -109,7 +109,7 @@ SHOWN = "About: Cy Low, shown."
             *("2", "2", ["salary", "name"]),
             (
                 f"Asker: Ben Mid{ALONE} {ROLE} About: 2, shown. May read as: oneself. "
-                "Look up: salary, name of 2."
+                "Look up: salary, name of Ben Mid."
             ),
         ),
         (  # of several, the first that is refused
@@ -162,13 +162,15 @@ def test_who_reports_to_the_asker_is_listed_from_what_is_shown(tmp_path: Path) -
         return found.partition(". ")[0]
 
     everybody = list(policy.people)
-    assert told("2", everybody) == "Asker: Ben Mid, id: 2, leads: 3 Cy Low, 6 Fay Temp"
-    assert told("2", ["6", "1"]) == "Asker: Ben Mid, id: not shown, leads: 6 Fay Temp"
+    assert told("2", everybody) == "Asker: Ben Mid, id: 2, leads: Cy Low, Fay Temp"
+    assert told("2", ["6", "1"]) == "Asker: Ben Mid, id: not shown, leads: Fay Temp"
     assert told("1", ["3", "2", "5"]) == (
-        "Asker: Ada Top, id: not shown, leads: 2 Ben Mid over 3 Cy Low, 5 Ed Gone"
+        "Asker: Ada Top, id: not shown, leads: Ben Mid over Cy Low, Ed Gone"
     )
     assert told("1", ["3"]) == "Asker: Ada Top, id: not shown, leads: nobody"
     assert told("3", everybody) == "Asker: Cy Low, id: 3, leads: nobody"
+    by_id = make_rationale(policy, "1", "3", ["name"], shown=["3", "2", "5"], with_role=False)
+    assert by_id.startswith("Asker: Ada Top, id: not shown, leads: 2 over 3, 5. ")
     (tmp_path / "policy.toml").write_text(POLICY, encoding="utf-8")  # the salary alone is told
     policy = load_policy(tmp_path / "policy.toml", employees=tmp_path / "people.csv")
     assert told("2", everybody) == "Asker: Ben Mid, id: 2, leads: nobody"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,8 +20,10 @@ from sordino.attacks.subject import open_subject
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.ledger.ledger import Ledger
 from sordino.reports import access_tune
-from sordino.reports.access_tune import SCOPE, make_recipe, measure
+from sordino.reports.access_tune import make_recipe, measure
 from sordino.reports.access_tune import tune as tune_access
+from sordino.reports.access_tune_result import SCOPE
+from sordino.training.gradient_steps import GradientStepper, LostStepsWarning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +91,10 @@ def test_recipe_is_the_published_one(
         "learning_rate_schedule": "linear",
         "weight_decay": 0.01,
         "violation_penalty": 0.0,
+        "retain": tmp_path / "run.private" / "general_texts.jsonl",
+        "retain_is_public": True,  # the base wrote them
+        "retain_weight": 1.0,
+        "retain_per_step": 2,
     }
     assert {name: seen[name] for name in wanted} == wanted
     attention, others = (
@@ -102,7 +109,7 @@ def test_recipe_is_the_published_one(
     )
     assert stat.S_IMODE(seen["mode"]) == 0o600
     assert seen["train"].parent == tmp_path / "run.private"
-    assert not seen["train"].exists()  # nothing was charged
+    assert not seen["train"].parent.exists()  # nothing was charged
 
 
 def test_steps_of_small_sets() -> None:
@@ -121,7 +128,7 @@ def test_steps_of_small_sets() -> None:
 
 def test_a_handful_is_learned(folder: Path, model: str, tmp_path: Path) -> None:
     """A random model that answers nothing rightly learns eight questions by heart."""
-    settings = FAST | {"epochs": 60, "learning_rate": 0.02, "violation_penalty": 0.1}
+    settings = FAST | {"epochs": 90, "learning_rate": 0.02, "violation_penalty": 0.1}
     settings["rationale_share"] = 0.0  # names are too much for so small a model
     result = tune_access(
         model=model, questions=folder / "train", output=tmp_path / "run", **settings
@@ -146,6 +153,9 @@ def test_a_handful_is_learned(folder: Path, model: str, tmp_path: Path) -> None:
     assert opening["warmup_steps"] == 5
     assert opening["sampling"] == "8 in shuffled blocks of the file, by the public seed"
     kept = json.loads((tmp_path / "run.private" / "access.PRIVATE.json").read_text("utf-8"))
+    assert opening["retained"]["weight"] == 1.0
+    assert opening["retained"]["per_step"] == 2
+    assert 1 < opening["retained"]["num_texts"] <= 128
     assert kept["num_train"] == 8
     assert kept["num_test"] == 2
     text = "\n".join(result.lines())
@@ -171,6 +181,38 @@ def test_private_run_verifies(
     opening = Ledger.open(tmp_path / "run" / "ledger.jsonl").events[0]
     assert opening["dp"]["target_epsilon"] == 4
     assert opening["base_bits"] == 4
+    assert opening["retained"]["num_texts"] > 1
+
+
+def test_nothing_need_be_retained(folder: Path, model: str, tmp_path: Path) -> None:
+    """Weight 0: the base writes nothing, and nothing of it is in the ledger."""
+    settings = FAST | {"retain_weight": 0.0, "test_questions": 0, "forgetting": False}
+    run = tune_access(model=model, questions=folder, output=tmp_path / "run", **settings).output
+    assert "retained" not in Ledger.open(run / "ledger.jsonl").events[0]
+    assert not (tmp_path / "run.private" / "general_texts.jsonl").exists()
+
+
+def test_a_continued_run_has_the_same_texts(
+    folder: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not written again: rounding could make them others."""
+    settings = FAST | {"test_questions": 0, "forgetting": False, "retain_texts": 4, "epochs": 3}
+    where: dict[str, Any] = {"model": model, "questions": folder, "output": tmp_path / "run"}
+    move = GradientStepper._move
+
+    def stop(self: Any, session: Any, step: int, total: Any) -> None:
+        if step == 1:
+            raise KeyboardInterrupt
+        move(self, session, step, total)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GradientStepper, "_move", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tune_access(**where, **settings)
+    monkeypatch.setattr(access_tune, "write_general_texts", None)
+    with warnings.catch_warnings(action="ignore", category=LostStepsWarning):
+        tune_access(**where, **settings, resume=True)
+    assert sordino.verify(tmp_path / "run", model=model).is_valid
 
 
 @pytest.mark.parametrize(
@@ -181,6 +223,10 @@ def test_private_run_verifies(
         ({"records": 10**6}, "number of questions"),
         ({"rationale_share": 1.5}, "rationale_share"),
         ({"violation_penalty": -1.0}, "violation_penalty"),
+        ({"retain_weight": -1.0}, "retain_weight"),
+        ({"retain_weight": float("nan")}, "retain_weight"),
+        ({"retain_texts": 0}, "retain_texts"),
+        ({"retain_per_step": 0}, "retain_per_step"),
         ({"epochs": 0}, "epochs"),
         ({"batch_size": 0}, "batch_size"),
         ({"test_questions": -1}, "test_questions"),
