@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import sordino
-from helpers_runs import SMALL, files_below, sentiment_rows, write_jsonl
+from helpers_runs import SMALL, completion_rows, files_below, sentiment_rows, write_jsonl
 from sordino.ledger.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[
     root = tmp_path_factory.mktemp("workers")
     train = write_jsonl(root / "pool.jsonl", sentiment_rows(24))
     validation = write_jsonl(root / "public.jsonl", sentiment_rows(4, start=90))
+    kept = write_jsonl(root / "kept.jsonl", completion_rows(6))
     files = {"model": str(tiny_model), "train": str(train)}
     scored = {"validation": str(validation), "validation_is_public": True, "evaluate_every": 1}
     runs: dict[str, dict[str, Any]] = {
@@ -83,6 +84,10 @@ def answers(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[
         | GRADIENTS
         | {"epsilon": 0.1, "num_steps": 1, "lora_rank": 8, "tokens_per_batch": 64},
         "sgd": SMALL | GRADIENTS | {"guarantee": "none", "tokens_per_batch": 64},
+        "sgd-retain": SMALL
+        | GRADIENTS
+        | {"guarantee": "none", "tokens_per_batch": 64, "retain": str(kept)}
+        | {"retain_is_public": True, "retain_weight": 2.0, "retain_per_step": 5},
         "sgd-full": SMALL
         | GRADIENTS
         | {"guarantee": "none", "adapter": "full", "learning_rate": 0.1, "tokens_per_batch": 64},
@@ -129,7 +134,7 @@ def test_runs_of_two_processes_verify(name: str, answers: dict[str, Any]) -> Non
     assert [event["step"] for event in releases] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["sgd", "sgd-full"])
+@pytest.mark.parametrize("name", ["sgd", "sgd-retain", "sgd-full"])
 def test_gradients_of_two_processes_add_up(
     name: str, answers: dict[str, Any], tmp_path: Path
 ) -> None:

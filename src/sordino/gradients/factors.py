@@ -29,6 +29,14 @@ class Spans:
         """Returns spans of equal length."""
         return cls(tuple(length * b for b in range(num_records + 1)))
 
+    @classmethod
+    def of(cls, records: torch.Tensor, num_records: int) -> Spans:
+        """Returns the spans of rows in ascending order of their records."""
+        counts = torch.bincount(records, minlength=num_records)
+        if len(counts) != num_records or bool((records.diff() < 0).any()):
+            raise ValueError("rows must be in ascending order of their records.")
+        return cls((0, *counts.cumsum(0).tolist()))
+
     @cached_property
     def length(self) -> int | None:
         """The number of rows of every record; None if they differ."""

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 from sordino.core.errors import InvalidParameterError
 from sordino.gradients.attention import CausalAttentionMode
 from sordino.gradients.factors import Factors, Left, Spans
+from sordino.gradients.per_record_jacobian import vector_jacobian
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -201,7 +202,7 @@ class UseWatcher(TorchFunctionMode):
         now = self._now
         known = now.records.get(id(rows))
         if known is not None:
-            return _spans_of(known[1], now.num_records)
+            return Spans.of(known[1], now.num_records)
         if rows.ndim >= 2 and rows.shape[0] == now.num_records:
             return Spans.even(now.num_records, rows[0].numel() // rows.shape[-1])
         length = now.length
@@ -344,7 +345,7 @@ class UseWatcher(TorchFunctionMode):
             def collect(gradient: torch.Tensor) -> None:
                 rows = inputs.reshape(len(spans), -1, *inputs.shape[1:])
                 rows = inputs if len(inputs) == len(spans) else rows
-                found = _vector_jacobian(module, list(names), rows, gradient.reshape(shape))
+                found = vector_jacobian(module, list(names), rows, gradient.reshape(shape))
                 for key, values in found.items():
                     sink.add_values(names[key], values.reshape(len(values), -1))
 
@@ -361,35 +362,12 @@ def _is_layer(module: torch.nn.Module) -> bool:
     return isinstance(module, (torch.nn.Linear, torch.nn.Embedding, Conv1D))
 
 
-def _vector_jacobian(
-    module: torch.nn.Module, keys: list[str], inputs: torch.Tensor, gradients: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Returns each record's gradients of a module's own tensors, float32, in float32."""
-    weights = {key: getattr(module, key).detach().float() for key in keys}
-
-    def one_record(x: torch.Tensor, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
-        def forward(own: dict[str, torch.Tensor]) -> torch.Tensor:
-            return torch.func.functional_call(module, own, (x[None],))[0].float()
-
-        return torch.func.vjp(forward, weights)[1](gradient)[0]
-
-    return torch.func.vmap(one_record)(inputs.float(), gradients.float())
-
-
 def _noted(output: torch.Tensor, collect: Callable[[torch.Tensor], None]) -> torch.Tensor:
     """Returns an output whose gradient will be collected; the graph begins here if it has not."""
     if not output.requires_grad:
         output = output.detach().requires_grad_().clone()
     output.register_hook(collect)
     return output
-
-
-def _spans_of(records: torch.Tensor, num_records: int) -> Spans:
-    """Returns the spans of rows in ascending order of their records."""
-    counts = torch.bincount(records, minlength=num_records)
-    if len(counts) != num_records or bool((records.diff() < 0).any()):
-        raise ValueError("rows must be in ascending order of their records.")
-    return Spans((0, *counts.cumsum(0).tolist()))
 
 
 def _is_index(index: Any) -> bool:

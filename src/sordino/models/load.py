@@ -74,7 +74,7 @@ class LoadedModel:
 
 
 def load_model(
-    source: str,
+    source: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
@@ -89,7 +89,7 @@ def load_model(
 
     Args:
         source: "embedded", a model folder, a .gguf file, or a hub id. A folder called "embedded"
-            is written "./embedded".
+            is written "./embedded", or given as a `Path`, which never is a name.
         dtype: float32, bfloat16 or float16; the parameters' type.
         device: "cpu", "cuda", "cuda:<n>" or "mps".
         base_bits: 4 or 8 rounds the linear layers to packed codes, see `pack_base`; they compute in
@@ -105,6 +105,8 @@ def load_model(
         ModelUnavailableError: If the source cannot be found, fetched or read completely.
         MissingExtraError: If the embedded model, or bitsandbytes, is asked for and not installed.
     """
+    if isinstance(source, Path):
+        source = str(source) if source.is_absolute() else f"./{source}"
     if dtype not in _DTYPES.values():
         raise InvalidParameterError(f"dtype must be one of {', '.join(_DTYPES)}; got {dtype}.")
     _require_device(device)

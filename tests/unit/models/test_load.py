@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import huggingface_hub
@@ -28,7 +29,6 @@ from sordino.models import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -50,6 +50,19 @@ def test_loads_a_folder_frozen_and_without_dropout(folder: Path) -> None:
     assert loaded.context_length == 64
     loaded.model.train()
     assert torch.equal(logits(loaded.model), logits(loaded.model))
+
+
+def test_a_path_is_a_folder_and_never_a_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if it is called as the embedded model or as one of a hub."""
+    expected = load_model(str(folder)).fingerprint
+    assert load_model(folder).fingerprint == expected
+    (tmp_path / "embedded").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    assert load_model(Path("embedded")).fingerprint == expected
+    with pytest.raises(ModelUnavailableError, match="no such file or folder"):
+        load_model(Path("somebody/model"))
 
 
 def test_removes_dropout_modules(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
