@@ -184,8 +184,10 @@ def tune(
             path = private / _RETAINED
 
             def write() -> int:
-                held = load_model(model, dtype=dtype_used, device=workers.device, **base)
-                return _write_general(path, held, retain_texts, seed)
+                if not (folder.is_begun and path.exists()):  # else the ledger names them
+                    held = load_model(model, dtype=dtype_used, device=workers.device, **base)
+                    _write_general(path, held, retain_texts, seed)
+                return len(read_records(path, kind="completion", min_records=1))
 
             retained = {
                 "retain": path,
@@ -253,19 +255,17 @@ def _private_files(folder: RunFolder, workers: Workers) -> Iterator[Path]:
                 place.rmdir()
 
 
-def _write_general(path: Path, loaded: LoadedModel, count: int, seed: int) -> int:
-    """Writes what the base writes by itself, unless it is there; returns how many texts."""
-    if not path.exists():
-        with progress("access: general texts", 2 * count) as show:
-            done = 0
+def _write_general(path: Path, loaded: LoadedModel, count: int, seed: int) -> None:
+    """Writes what the base writes by itself."""
+    done = 0
+    with progress("access: general texts", 2 * count) as show:
 
-            def advance(number: int) -> None:
-                nonlocal done
-                done += number
-                show(done)
+        def advance(number: int) -> None:
+            nonlocal done
+            done += number
+            show(done)
 
-            write_records(path, write_general_texts(loaded, count, seed=seed, advance=advance))
-    return len(read_records(path, kind="completion", min_records=1))
+        write_records(path, write_general_texts(loaded, count, seed=seed, advance=advance))
 
 
 def make_recipe(
