@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sordino.access.rights import Policy
 
 _AS = {  # rule: what the asker is to the target, in words
-    "self": "oneself",
     "direct_supervisor": "direct supervisor",
     "higher_managers": "further up",
     "everyone": "everybody",
@@ -40,7 +39,7 @@ def make_rationale(
     """Returns the checks up to the one that decides: about the asker, the role, the target.
 
     Of several attributes, the first whose decision is the whole question's is told. Where a name is
-    asked for, the target is told by id: that the id is the asker's own must be looked up.
+    asked for, another target than the asker is told by id.
 
     Args:
         policy: Its rules; a check is told only where the policy has a rule of the kind.
@@ -70,19 +69,20 @@ def make_rationale(
         steps.append(f"Role: {describe_roles(policy, asker)}{_rights(policy, rules)}.")
     if "denied" in rules:
         return " ".join(steps)
-    called = target if by_id else policy.people[target].name
-    about = "the asker" if asker == target and not by_id else called
+    is_own = asker == target
+    # one's own record is found by one's name, which was copied already: an id is hard to find
+    called = target if by_id and not is_own else policy.people[target].name
+    about = "the asker" if is_own else called
     steps.append(f"About: {about}, {'not shown' if is_missing else 'shown'}.")
     if is_missing:
         return " ".join(steps)
-    is_decided = (is_told and "role" in rules) or (about == "the asker" and "self" in rules)
+    is_decided = (is_told and "role" in rules) or (is_own and "self" in rules)
     if not is_decided:
         allowed_as = next((label for rule, label in _AS.items() if rule in rules), "nobody")
         steps.append(f"May read as: {allowed_as}.")
     if may:
         labels = ", ".join(label_of(name) for name in attributes)
-        # one's own record is found by one's name: an id is hard to find
-        steps.append(f"Look up: {labels} of {name if asker == target else called}.")
+        steps.append(f"Look up: {labels} of {called}.")
     return " ".join(steps)
 
 

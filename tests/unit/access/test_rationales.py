@@ -108,7 +108,7 @@ SHOWN = "About: Cy Low, shown."
         (
             *("2", "2", ["salary", "name"]),
             (
-                f"Asker: Ben Mid{ALONE} {ROLE} About: 2, shown. May read as: oneself. "
+                f"Asker: Ben Mid{ALONE} {ROLE} About: the asker, shown. "
                 "Look up: salary, name of Ben Mid."
             ),
         ),
