@@ -31,6 +31,15 @@ SMALL = {
     "device": "cpu",
 }
 
+# ordinary fine-tuning on completions
+COMPLETIONS = {name: SMALL[name] for name in ("lora_rank", "dtype", "device")} | {
+    "guarantee": "none",
+    "estimator": "first-order",
+    "optimizer": "adamw",
+    "objective": "summed-loss",
+    "batch_size": 4,
+}
+
 
 def write_tiny_model(folder: Path, **changes: Any) -> Path:
     """Writes a random Llama and its tokenizer in Hugging Face format."""

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import sordino
-from helpers_runs import SMALL, run_cli, write_jsonl
+from helpers_runs import COMPLETIONS, run_cli, write_jsonl
 from sordino.gradients.objectives import CompletionObjective
 from sordino.training import steppers
 
@@ -17,16 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-SETTINGS = {name: SMALL[name] for name in ("lora_rank", "dtype", "device")} | {
-    "guarantee": "none",
-    "estimator": "first-order",
-    "optimizer": "adamw",
-    "objective": "summed-loss",
-    "num_steps": 6,
-    "learning_rate": 0.01,
-    "batch_size": 4,
-    "batch_order": "blocks",
-}
+SETTINGS = COMPLETIONS | {"num_steps": 6, "learning_rate": 0.01, "batch_order": "blocks"}
 
 
 @pytest.fixture

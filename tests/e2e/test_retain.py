@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import sordino
-from helpers_runs import SMALL, run_cli, sentiment_rows, write_jsonl
+from helpers_runs import COMPLETIONS, run_cli, sentiment_rows, write_jsonl
 from sordino.attacks.subject import open_subject
 from sordino.core.errors import InvalidDataError, InvalidParameterError, SordinoError
 from sordino.data import CompletionTask, read_records
@@ -23,16 +23,7 @@ from sordino.training.retain import Retention
 if TYPE_CHECKING:
     from pathlib import Path
 
-SETTINGS = {name: SMALL[name] for name in ("lora_rank", "dtype", "device")} | {
-    "guarantee": "none",
-    "estimator": "first-order",
-    "optimizer": "adamw",
-    "objective": "summed-loss",
-    "num_steps": 30,
-    "learning_rate": 0.02,
-    "batch_size": 4,
-    "batch_order": "shuffled",
-}
+SETTINGS = COMPLETIONS | {"num_steps": 30, "learning_rate": 0.02, "batch_order": "shuffled"}
 DP = {
     "guarantee": "dp",
     "epsilon": 8.0,

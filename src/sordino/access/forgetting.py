@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sordino.access.prompts import apply_template
 from sordino.access.results import Rate, compute_rate, mcnemar_exact
 from sordino.auditing.clopper_pearson import binomial_lower, binomial_upper
 from sordino.core.checks import require_in_range, require_integer
@@ -166,5 +167,5 @@ def _opening(item: Item, tokenizer: Any) -> tuple[list[int], str]:
         text = f"{_WORKED if is_sum else ''}Question: {item.question}\nAnswer:"
         return start_tokens(tokenizer) + tokenize(tokenizer, [text])[0], " "
     messages = [{"role": "user", "content": item.question}]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    text = apply_template(tokenizer, messages)
     return tokenize(tokenizer, [text])[0], "" if text[-1].isspace() else " "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sordino.access.prompts import apply_template, find_special_token
 from sordino.core.checks import require_integer
 from sordino.core.errors import InvalidDataError
 from sordino.data._tokens import start_tokens, tokenize
@@ -107,8 +108,7 @@ def write_general_texts(
 
 def _render(tokenizer: Any, text: str) -> str:
     """Returns a user's message in the template's form, up to where the assistant begins."""
-    messages = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return apply_template(tokenizer, [{"role": "user", "content": text}])
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
@@ -118,7 +118,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 def _is_plain(text: str, tokenizer: Any) -> bool:
     """Returns whether a text is not empty and spells no special token."""
-    return bool(text) and not any(token in text for token in tokenizer.all_special_tokens)
+    return bool(text) and find_special_token(text, tokenizer) is None
 
 
 def _divide(text: str) -> tuple[str, str]:

@@ -47,11 +47,11 @@ def build_prompt(question: Question, tokenizer: Any) -> str:
         text = _PLAIN.format(system=question.system, prompt=question.prompt)
         return f"{tokenizer.bos_token or ''}{text}" if _has_start(tokenizer) else text
     try:
-        return _apply(tokenizer, messages)
+        return apply_template(tokenizer, messages)
     except Exception:  # noqa: BLE001 - templates of models without a system role raise anything
         content = f"{question.system}\n\n{question.prompt}"
     try:
-        return _apply(tokenizer, [{"role": "user", "content": content}])
+        return apply_template(tokenizer, [{"role": "user", "content": content}])
     except Exception as error:  # noqa: BLE001 - as above
         raise InvalidDataError(
             "the tokenizer's chat template must take a user message, and fails with one: "
@@ -65,9 +65,14 @@ def encode_prompt(question: Question, tokenizer: Any) -> list[int]:
     return [int(token) for token in encoded["input_ids"]]
 
 
-def _apply(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    """Returns messages in the template's form, up to where the assistant begins."""
+def apply_template(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """Returns messages in the chat template's form, up to where the assistant begins."""
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def find_special_token(text: str, tokenizer: Any) -> str | None:
+    """Returns a special token of the tokenizer that a text spells; None if there is none."""
+    return next((token for token in tokenizer.all_special_tokens if token in text), None)
 
 
 def _has_start(tokenizer: Any) -> bool:
@@ -78,7 +83,7 @@ def _has_start(tokenizer: Any) -> bool:
 
 def _require_plain(text: str, tokenizer: Any, name: str) -> None:
     """Raises if a text holds a special token."""
-    found = next((token for token in tokenizer.all_special_tokens if token in text), None)
+    found = find_special_token(text, tokenizer)
     if found is not None:
         raise InvalidDataError(
             f"question {name}: its text must not hold the tokenizer's special token "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.gradients.objectives import LanguageModel
 from sordino.ledger.ledger import Ledger
-from sordino.models import load_adapter, load_model, read_adapter_base
+from sordino.models import adapter_off, load_adapter, load_model, read_adapter_base
 from sordino.quantization.provenance import RECORD, SOURCE_LEDGER, recompute_privacy
 
 if TYPE_CHECKING:
@@ -227,11 +227,8 @@ def _open_adapter(
 
     @contextmanager
     def open_base() -> Iterator[LanguageModel]:
-        try:
-            with adapted.disable_adapter():
-                yield tuned
-        finally:
-            adapted.requires_grad_(requires_grad=False)  # PEFT makes it trainable again
+        with adapter_off(adapted):
+            yield tuned
 
     return Subject(
         name=folder.name,

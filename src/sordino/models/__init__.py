@@ -1,6 +1,7 @@
 """Models: loading, freezing, adapters, fingerprints and the embedded model."""
 
 from sordino.models._quiet import quiet
+from sordino.models.adapter_off import adapter_off
 from sordino.models.adapters import (
     add_lora,
     initial_adapter_tensor,
@@ -27,6 +28,7 @@ __all__ = [
     "BASE_FORMATS",
     "LoadedModel",
     "PackedLinear",
+    "adapter_off",
     "add_lora",
     "choose_compute_dtype",
     "compute_fingerprint",

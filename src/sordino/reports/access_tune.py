@@ -33,7 +33,7 @@ from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, repla
 from sordino.models import LoadedModel, choose_compute_dtype, load_model
 from sordino.reports.access_tune_result import AccessTuneResult
 from sordino.training import options  # noqa: TC001 - read when the command line is made
-from sordino.training.progress import progress
+from sordino.training.progress import counting, progress
 from sordino.training.run_folder import RunFolder
 from sordino.training.tune import tune as tune_model
 from sordino.training.workers import Workers
@@ -257,15 +257,9 @@ def _private_files(folder: RunFolder, workers: Workers) -> Iterator[Path]:
 
 def _write_general(path: Path, loaded: LoadedModel, count: int, seed: int) -> None:
     """Writes what the base writes by itself."""
-    done = 0
     with progress("access: general texts", 2 * count) as show:
-
-        def advance(number: int) -> None:
-            nonlocal done
-            done += number
-            show(done)
-
-        write_records(path, write_general_texts(loaded, count, seed=seed, advance=advance))
+        texts = write_general_texts(loaded, count, seed=seed, advance=counting(show))
+    write_records(path, texts)
 
 
 def make_recipe(

@@ -11,7 +11,7 @@ from sordino.gradients.generation import Decoding
 from sordino.ledger.durable import PRIVATE_FILE_MODE, replace_file
 from sordino.ledger.ledger import canonical_json
 from sordino.reports.audit_record import Finding, PiiRow
-from sordino.training.progress import progress
+from sordino.training.progress import counting, progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,14 +65,7 @@ def attack_by_writing(
         )
         total = count_pii_texts(secrets, settings, has_base=subject.has_base)
         with progress("audit: sensitive strings", total) as show:
-            done = 0
-
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                show(done)
-
-            result = play_pii_games(subject, secrets, settings, advance=advance)
+            result = play_pii_games(subject, secrets, settings, advance=counting(show))
         rows = tuple(PiiRow(**asdict(finding)) for finding in result.findings)
         notes += result.notes
         lines = {game: list(found) for game, found in result.leaked_lines.items()}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _PLAIN_LINES = 10
 
@@ -18,6 +18,18 @@ class Advance(Protocol):
 
     def __call__(self, done: int, note: str = "") -> None:
         """Shows that `done` pieces are done."""
+
+
+def counting(advance: Advance) -> Callable[[int], None]:
+    """Returns a function that is told how many pieces came to be done, and shows their sum."""
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        advance(done)
+
+    return add
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,13 @@ from sordino.core.checks import require_integer, require_positive
 from sordino.core.errors import InvalidParameterError
 from sordino.data import CompletionTask, read_records
 from sordino.gradients.retained import RetainedObjective
+from sordino.models import adapter_off
 from sordino.training.batch_plan import BatchPlan
 from sordino.training.encoding import digest_examples, require_no_overlap
 from sordino.training.gradient_steps import PlainSum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sordino.data import Example, Record
     from sordino.gradients.objectives import LanguageModel
@@ -158,7 +158,7 @@ def make_retention(
     """
     limit = loaded.context_length
     examples = CompletionTask().encode(records, loaded.tokenizer, limit, truncate=True)
-    objective = RetainedObjective(examples, lambda: _base_of(adapted), is_summed=is_summed)
+    objective = RetainedObjective(examples, lambda: adapter_off(adapted), is_summed=is_summed)
     plan = BatchPlan(
         objective.lengths,
         batch_size=options.per_step,
@@ -167,13 +167,3 @@ def make_retention(
         order="shuffled",
     )
     return Retention(options, examples, PlainSum(language_model, objective, tensors), plan)
-
-
-@contextmanager
-def _base_of(adapted: Any) -> Iterator[None]:
-    """Context in which an adapted model computes as its base."""
-    flags = [(parameter, parameter.requires_grad) for parameter in adapted.parameters()]
-    with adapted.disable_adapter():
-        yield
-    for parameter, flag in flags:  # PEFT makes adapters trainable when it switches them on
-        parameter.requires_grad_(requires_grad=flag)
