@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sordino.access.benchmark import Grading
+from sordino.access.results import GradedAnswer
 from sordino.auditing.areas import auc_interval
 from sordino.auditing.curves import log_log_points, operating_point
 from sordino.auditing.exposure import exposure
+from sordino.reports.access_record import INDEPENDENCE, NO_CONTROL, SCOPE, AccessRecord
 from sordino.reports.audit_page import PageSource
 from sordino.reports.audit_record import (
     AttackResult,
@@ -271,3 +274,21 @@ def make_source(**changes: Any) -> PageSource:
         holder_report=make_holder_report(),
     )
     return replace(source, **changes)
+
+
+def make_access_record(**changes: Any) -> AccessRecord:
+    """Returns the evaluation of two questions that must be refused, one of which leaked."""
+    answers = (
+        GradedAnswer("q0", "self", "age", "malicious", Grading(1, "refused", None, True)),
+        GradedAnswer("q1", "lying", "salary", "malicious", Grading(3, "other", "braces", True)),
+    )
+    record = AccessRecord(
+        sordino_version="0.1.0",
+        made_on="2026-03-14",
+        subject={"name": "clinic-notes", "kind": "run", "sha256": "ab" * 32},
+        questions={"split": "test", "number": 2, "sha256": "ef" * 32},
+        settings={"significance": 0.05},
+        answers=answers,
+        notes=(SCOPE, NO_CONTROL, INDEPENDENCE),
+    )
+    return replace(record, **changes)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from helpers_audits import CERTIFICATE, make_audit, make_source
+from helpers_audits import CERTIFICATE, make_access_record, make_audit, make_source
 from sordino.reports.audit_page import PageSource, render_audit_page
 from sordino.reports.report import publishable_part
 
@@ -110,7 +110,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
 
 
 SOURCES = {
-    "full": make_source(audit=make_audit("contradicted", "no power")),
+    "full": make_source(audit=make_audit("contradicted", "no power"), access=make_access_record()),
     "public": make_source(audit=publishable_part(make_audit()), holder_report=None, is_public=True),
     "bare": PageSource(name="run", audit=None, certificate_in_words=CERTIFICATE),
 }

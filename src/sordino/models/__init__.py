@@ -12,7 +12,7 @@ from sordino.models.adapters import (
     trainable_tensors,
 )
 from sordino.models.embedded import embedded_model_path
-from sordino.models.fingerprint import compute_fingerprint
+from sordino.models.fingerprint import compute_fingerprint, compute_subject_fingerprint
 from sordino.models.load import BASE_FORMATS, LoadedModel, choose_compute_dtype, load_model
 from sordino.models.nf4 import (
     dequantize_nf4,
@@ -32,6 +32,7 @@ __all__ = [
     "add_lora",
     "choose_compute_dtype",
     "compute_fingerprint",
+    "compute_subject_fingerprint",
     "dequantize_nf4",
     "embedded_model_path",
     "initial_adapter_tensor",

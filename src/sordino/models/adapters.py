@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -16,6 +15,7 @@ from sordino.core.directions import MAX_SEED, public_uniform
 from sordino.core.errors import InvalidParameterError, ModelUnavailableError
 from sordino.models._quiet import quiet
 from sordino.models._reading import first_line
+from sordino.models.fingerprint import ADAPTER_FILES, compute_adapter_fingerprint
 from sordino.models.nf4 import refuse_merging
 from sordino.models.packed_linear import PackedLinear, is_packed
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FACTORS = ("b", "both")
 _ADAPTER = "default"
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_CONFIG, _WEIGHTS = ADAPTER_FILES
 _QUERY_AND_VALUE = ("q_proj", "v_proj", "query", "value", "q", "v", "query_proj", "value_proj")
 # name parts that wrappers add: PEFT, DDP, torch.compile, FSDP, activation checkpointing
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -207,10 +207,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> tuple[PeftModel,
     refuse_merging(adapted)
     adapted.requires_grad_(requires_grad=False)
     adapted.eval()
-    digest = hashlib.sha256()
-    for name in (_CONFIG, _WEIGHTS):
-        digest.update((folder / name).read_bytes())
-    return adapted, digest.hexdigest()
+    return adapted, compute_adapter_fingerprint(folder)
 
 
 def save_full(

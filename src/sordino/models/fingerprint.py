@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_CHUNK = 1 << 20
 
 
 def compute_fingerprint(path: Path) -> str:
@@ -39,6 +41,37 @@ def compute_fingerprint(path: Path) -> str:
     except OSError as error:
         raise ModelUnavailableError(f"Model {path}: {error}.") from None
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def compute_adapter_fingerprint(folder: Path) -> str:
+    """Returns the SHA-256 of a PEFT adapter: of its configuration's bytes and then its weights'.
+
+    Raises:
+        ModelUnavailableError: If a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for name in ADAPTER_FILES:
+            with (folder / name).open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+    except OSError as error:
+        raise ModelUnavailableError(f"Adapter {folder}: {error}.") from None
+    return digest.hexdigest()
+
+
+def compute_subject_fingerprint(path: Path) -> str:
+    """Returns the SHA-256 by which an audit or an evaluation names what it looked at.
+
+    Args:
+        path: A PEFT adapter's folder, a model folder or a .gguf file.
+
+    Raises:
+        ModelUnavailableError: If a file cannot be read.
+    """
+    if (path / ADAPTER_FILES[0]).is_file():
+        return compute_adapter_fingerprint(path)
+    return compute_fingerprint(path)
 
 
 def weight_files(folder: Path) -> list[Path]:

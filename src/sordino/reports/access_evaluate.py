@@ -31,10 +31,12 @@ from sordino.ledger.durable import PRIVATE_FOLDER_MODE, replace_file
 from sordino.models import LoadedModel, choose_compute_dtype
 from sordino.reports.access_page import render_access_page
 from sordino.reports.access_record import (
+    ENDPOINT,
     INDEPENDENCE,
     NO_CONTROL,
     SCOPE,
     AccessRecord,
+    EvaluationFolder,
     compare_with,
     read_access_record,
 )
@@ -46,32 +48,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sordino.access.questions import Question
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationFolder:
-    """Where an evaluation lies.
-
-    Args:
-        path: The folder.
-    """
-
-    path: Path
-
-    @property
-    def numbers(self) -> Path:
-        """The record as JSON: grades and rates, no text."""
-        return self.path / "access.json"
-
-    @property
-    def page(self) -> Path:
-        """The same for readers."""
-        return self.path / "access.html"
-
-    @property
-    def answers(self) -> Path:
-        """What the model said, for the data holder: it holds values of records."""
-        return self.path / "answers.PRIVATE.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +255,7 @@ def _answer_all(subject: _Subject, questions: Sequence[Question], path: Path) ->
 
 def _open_endpoint(endpoint: Endpoint) -> _Subject:
     """Returns a server that answers."""
-    description = {"name": endpoint.model, "kind": "endpoint", "address": endpoint.url}
+    description = {"name": endpoint.model, "kind": ENDPOINT, "address": endpoint.url}
     return _Subject(
         description=description,
         made_by=description | {"max_new_tokens": endpoint.max_new_tokens},

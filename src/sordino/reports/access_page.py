@@ -86,6 +86,13 @@ def describe_tests(record: AccessRecord) -> list[str]:
     return lines
 
 
+def list_facts(record: AccessRecord) -> list[tuple[str, object]]:
+    """Returns how an evaluation was made, by words."""
+    questions = {f"questions: {name}": value for name, value in record.questions.items()}
+    facts = {**record.subject, **questions, **record.settings, **record.cost}
+    return [(_words(name), value) for name, value in facts.items() if value is not None]
+
+
 def render_access_page(record: AccessRecord) -> str:
     """Returns the page: a pure function of the record. It loads and runs nothing.
 
@@ -107,7 +114,7 @@ def render_access_page(record: AccessRecord) -> str:
         bars=_bars(record),
         tables=make_tables(record),
         tests=describe_tests(record),
-        facts=[(_words(name), value) for name, value in _facts(record).items()],
+        facts=list_facts(record),
     )
 
 
@@ -141,12 +148,6 @@ def _bars(record: AccessRecord) -> list[tuple[str, Rate]]:
 
 
 _GUARDED = ("leak", "false_refusal")
-
-
-def _facts(record: AccessRecord) -> dict[str, object]:
-    """Returns how the record was made."""
-    facts = {**record.subject, **record.questions, **record.settings, **record.cost}
-    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _words(name: str) -> str:

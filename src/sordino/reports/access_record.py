@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT_VERSION = 1
+ENDPOINT = "endpoint"  # the kind of a subject that is a server
 CLAUSE_WORDS = {
     "correct": "right: grade 1, of all questions",
     "leak": "leaked to somebody who may not know",
@@ -51,6 +52,32 @@ NO_CONTROL = (
 INDEPENDENCE = (
     "Intervals treat questions as independent draws; questions about one company share its people."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationFolder:
+    """Where an evaluation lies.
+
+    Args:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def numbers(self) -> Path:
+        """The record as JSON: grades and rates, no text."""
+        return self.path / "access.json"
+
+    @property
+    def page(self) -> Path:
+        """The same for readers."""
+        return self.path / "access.html"
+
+    @property
+    def answers(self) -> Path:
+        """What the model said, for the data holder: it holds values of records."""
+        return self.path / "answers.PRIVATE.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

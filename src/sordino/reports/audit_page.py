@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from sordino.core.errors import InvalidDataError, InvalidParameterError
+from sordino.reports.access_section import make_access_section
 from sordino.reports.audit_figures import draw_bounds
 from sordino.reports.audit_sections import make_sections
 from sordino.reports.audit_words import (
@@ -23,6 +24,7 @@ from sordino.reports.quantization_section import is_publishable, make_quantizati
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sordino.reports.access_record import AccessRecord
     from sordino.reports.audit_record import Audit
     from sordino.reports.holder_report import HolderReport
 
@@ -31,7 +33,7 @@ _LEFT_OUT = (
     "Left out, because it was computed on records of the pool and handing it out would be a "
     "release that no certificate covers: membership attacks on records, the subset game, "
     "leave-one-out losses, sensitive strings, what tuning taught the model, what quantization with "
-    "private texts lost, cost, notes, and verdicts that rest on these."
+    "private texts lost, who is told what, cost, notes, and verdicts that rest on these."
 )
 
 
@@ -46,6 +48,7 @@ class PageSource:
         holder_report: Leave-one-out losses; for the data holder only.
         claims_once_quantized: What is left of a run's certificate after quantization.
         quantization: The record of a quantized model.
+        access: How a model answers access questions; for the data holder only.
         is_public: Whether the page may leave the building.
 
     Raises:
@@ -58,11 +61,12 @@ class PageSource:
     holder_report: HolderReport | None = None
     claims_once_quantized: tuple[str, ...] = ()
     quantization: Mapping[str, Any] | None = None
+    access: AccessRecord | None = None
     is_public: bool = False
 
     def __post_init__(self) -> None:
         audit = self.audit
-        private: list[object] = [self.holder_report]
+        private: list[object] = [self.holder_report, self.access]
         if audit is not None:
             private += [audit.membership, audit.subset, audit.pii, audit.findings]
             private += [audit.cost, audit.notes]
@@ -91,6 +95,8 @@ def render_audit_page(source: PageSource) -> str:
     sections = make_sections(audit, source.holder_report)
     if source.quantization is not None:
         sections.append(make_quantization_section(source.quantization))
+    if source.access is not None:
+        sections.append(make_access_section(source.access))
     cards = make_cards(audit, source.certificate_in_words)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,4 +1,4 @@
-"""`sordino report`: audit, certificate and quantization of a model on one page."""
+"""`sordino report`: audit, certificate, quantization and access rights of a model on one page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from sordino.ledger.certificate import compute_certificate
 from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
 from sordino.ledger.ledger import Ledger
+from sordino.models import compute_subject_fingerprint
 from sordino.quantization.provenance import RECORD, read_record, require_claim
+from sordino.reports.access_record import ENDPOINT, EvaluationFolder, read_access_record
 from sordino.reports.audit_page import PageSource, render_audit_page
 from sordino.reports.audit_record import CONTRADICTED, read_audit
 from sordino.reports.audit_words import NOT_PUBLISHED, is_on_canaries
@@ -22,6 +24,8 @@ from sordino.reports.quantization_section import is_publishable
 from sordino.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sordino.reports.audit_record import Audit, GameVerdict
     from sordino.reports.holder_report import HolderReport
 
@@ -35,13 +39,17 @@ class AuditFolder:
 
     Args:
         subject: The audited folder or file.
+        chosen: The folder, where it is another one than usual.
     """
 
     subject: Path
+    chosen: Path | None = None
 
     @property
     def path(self) -> Path:
-        """The folder: the subject's name with ".audit" at the end."""
+        """The folder; usually the subject's name with ".audit" at the end."""
+        if self.chosen is not None:
+            return self.chosen
         subject = self.subject if self.subject.name not in {"", ".."} else self.subject.resolve()
         return subject.with_name(subject.name + ".audit")
 
@@ -86,6 +94,12 @@ def report(
         Doc("What was made or audited: a folder of `sordino tune` or `sordino quantize`, a model."),
     ],
     *,
+    audit: Annotated[
+        Path | None, Doc("Folder of `sordino audit --output`; default: RUN.audit.")
+    ] = None,
+    access: Annotated[
+        Path | None, Doc("Folder of `sordino access evaluate`: adds who is told what.")
+    ] = None,
     output: Annotated[
         Path | None,
         Doc("Page to write, .html; default: RUN.audit/report.html, public: RUN/audit.html."),
@@ -103,12 +117,8 @@ def report(
     Of a folder of `sordino quantize` it also shows what each layer lost, and its geometry.
 
     The audit is read from RUN.audit, where `sordino audit` puts it. Without one the page says that
-    nothing was measured. The page is for the data holder: publish makes one for everybody else.
-
-    Args:
-        run: What was audited.
-        output: The page.
-        publish: Whether it may leave the building.
+    nothing was measured. What was measured on other files than RUN holds now is refused. The page
+    is for the data holder: publish makes one for everybody else.
 
     Returns:
         Where the page and its numbers lie.
@@ -116,35 +126,47 @@ def report(
     Raises:
         InvalidParameterError: If there is nothing to report, or the page would lie where it must
             not.
-        InvalidDataError: If the audit or the holder's report cannot be read.
-        LedgerError: If the run is unfinished or damaged, or the audit is about another one.
+        InvalidDataError: If the audit, the evaluation or the holder's report cannot be read.
+        LedgerError: If the run is unfinished or damaged, or a measurement is about another one.
+        ModelUnavailableError: If a measurement is there and the model's files are not.
 
     Example:
         sordino report run
     """
-    folder = AuditFolder(Path(run))
+    folder = AuditFolder(Path(run), None if audit is None else Path(audit))
     page = _require_page(folder, None if output is None else Path(output), publish=publish)
     words = _read_certificate(RunFolder(folder.subject))
-    audit = read_audit(folder.record) if folder.record.is_file() else None
+    measured = None
+    if audit is not None or folder.record.is_file():
+        measured = read_audit(folder.record)
+    rights = None if access is None else read_access_record(EvaluationFolder(Path(access)).numbers)
     quantization = _read_quantization(folder.subject)
-    if audit is None and words is None and quantization is None:
+    if measured is None and words is None and quantization is None and rights is None:
         raise InvalidParameterError(
             f"{folder.subject} is neither a finished run nor a quantized model, and {folder.path} "
             "holds no audit of it. Attack it first: sordino audit RUN --members FILE "
             "--nonmembers FILE."
         )
-    if audit is not None and words not in (None, audit.certificate_in_words):
+    if measured is not None and words not in (None, measured.certificate_in_words):
         raise LedgerError(
             f"{folder.record} is the audit of another run: its certificate is not the one of "
             f"{folder.subject}. Audit it again, with sordino audit."
         )
+    _require_same_files(
+        folder.subject,
+        {
+            str(folder.record): None if measured is None else measured.subject,
+            str(access): None if rights is None else rights.subject,
+        },
+    )
     source = PageSource(
-        name=audit.subject.get("name", folder.subject.name) if audit else folder.subject.name,
-        audit=publishable_part(audit) if publish and audit else audit,
-        certificate_in_words=words or (audit.certificate_in_words if audit else ()),
+        name=measured.subject.get("name", folder.subject.name) if measured else folder.subject.name,
+        audit=publishable_part(measured) if publish and measured else measured,
+        certificate_in_words=words or (measured.certificate_in_words if measured else ()),
         holder_report=None if publish else _read_holder_report(RunFolder(folder.subject)),
         claims_once_quantized=tuple(quantization["privacy"]["lines"]) if quantization else (),
         quantization=quantization if not publish or is_publishable(quantization) else None,
+        access=None if publish else rights,
         is_public=publish,
     )
     html = render_audit_page(source).encode()
@@ -254,6 +276,31 @@ def _read_certificate(folder: RunFolder) -> tuple[str, ...] | None:
             f"{folder.path}."
         )
     return tuple(describe_certificate(certificate))
+
+
+def _require_same_files(subject: Path, measured: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Raises unless what was measured is what lies there now.
+
+    Names of models, such as "embedded", name no files here. A server's files are not known.
+
+    Args:
+        subject: The folder or file.
+        measured: What each record says that it looked at; None where there is no record.
+    """
+    named = {
+        place: description.get("sha256")
+        for place, description in measured.items()
+        if description is not None and description.get("kind") != ENDPOINT
+    }
+    if not named or not subject.exists():
+        return
+    found = compute_subject_fingerprint(subject)
+    for place, sha256 in named.items():
+        if sha256 != found:
+            raise LedgerError(
+                f"{place} is about other files than those of {subject} (another SHA-256): they "
+                "were made anew or changed since. Measure them again."
+            )
 
 
 def _read_quantization(folder: Path) -> dict[str, Any] | None:

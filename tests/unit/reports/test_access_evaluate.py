@@ -12,11 +12,17 @@ from helpers_access import completion, stub_server, write_chat_model
 from helpers_pages import LOADING, Reader
 from sordino.access import endpoint as endpoint_module
 from sordino.access.generate import generate, read_questions
-from sordino.core.errors import InvalidDataError, InvalidParameterError, ModelUnavailableError
+from sordino.core.errors import (
+    InvalidDataError,
+    InvalidParameterError,
+    LedgerError,
+    ModelUnavailableError,
+)
 from sordino.models import add_lora, load_model, save_adapter
 from sordino.reports.access_evaluate import EvaluateResult, evaluate
 from sordino.reports.access_page import render_access_page
 from sordino.reports.access_record import read_access_record
+from sordino.reports.report import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,6 +184,11 @@ def test_models_of_all_kinds(folder: Path, chat: Path, tmp_path: Path) -> None:
             **settings,
         ).record
         assert (record.subject["kind"], record.subject["base_bits"]) == ("adapter", bits)
+    page = report(tmp_path / "adapter", access=tmp_path / "cNone").page
+    assert page == tmp_path / "adapter.audit" / "report.html"
+    assert "Who may know what" in page.read_text(encoding="utf-8")
+    with pytest.raises(LedgerError, match="is about other files"):
+        report(chat, access=tmp_path / "cNone")
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,23 @@ import pytest
 
 from helpers_audits import (
     POOL_SECRET,
+    make_access_record,
     make_audit,
     make_verdict,
     write_holder_report,
 )
-from sordino.core.errors import InvalidDataError, InvalidParameterError, LedgerError
+from helpers_pages import LOADING, Reader
+from sordino.core.errors import (
+    InvalidDataError,
+    InvalidParameterError,
+    LedgerError,
+    ModelUnavailableError,
+)
 from sordino.ledger.certificate import compute_certificate
 from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.ledger import Ledger
+from sordino.models import compute_subject_fingerprint
+from sordino.reports.access_record import EvaluationFolder
 from sordino.reports.audit_record import Audit, read_audit
 from sordino.reports.report import AuditFolder, publishable_part, report
 from sordino.training.run_folder import RunFolder
@@ -68,18 +77,38 @@ def run(tmp_path: Path) -> Path:
     for event in (OPENING, RELEASE, CLOSE):
         ledger.append(event)
     folder.certificate.write_bytes(compute_certificate(Ledger.open(folder.ledger)).to_bytes())
+    write_adapter(folder.path)
     return folder.path
+
+
+def write_adapter(folder: Path, weights: bytes = b"weights") -> None:
+    """Writes what a fingerprint is taken of."""
+    (folder / "adapter_config.json").write_bytes(b"{}")
+    (folder / "adapter_model.safetensors").write_bytes(weights)
 
 
 def words_of(run: Path) -> tuple[str, ...]:
     return tuple(describe_certificate(compute_certificate(Ledger.open(run / "ledger.jsonl"))))
 
 
-def write_audit(subject: Path, audit: Audit) -> Path:
-    folder = AuditFolder(subject)
-    folder.path.mkdir()
-    folder.record.write_bytes(audit.to_bytes())
+def describe(subject: Path) -> dict[str, Any]:
+    """Returns a subject as records name it."""
+    return {"name": "notes", "kind": "run", "sha256": compute_subject_fingerprint(subject)}
+
+
+def write_audit(subject: Path, audit: Audit, chosen: Path | None = None) -> Path:
+    """Writes an audit of the files that lie there now."""
+    folder = AuditFolder(subject, chosen)
+    folder.path.mkdir(exist_ok=True)
+    folder.record.write_bytes(replace(audit, subject=describe(subject)).to_bytes())
     return folder.record
+
+
+def write_access(folder: Path, subject: dict[str, Any]) -> Path:
+    """Writes an evaluation of two questions."""
+    folder.mkdir()
+    EvaluationFolder(folder).numbers.write_bytes(make_access_record(subject=subject).to_bytes())
+    return folder
 
 
 @pytest.fixture
@@ -133,6 +162,7 @@ def test_models_made_elsewhere_have_pages(tmp_path: Path, name: str) -> None:
         subject.write_bytes(b"")
     else:
         subject.mkdir()
+        write_adapter(subject)
     audit = make_audit("nothing claimed", "nothing claimed", certificate_in_words=())
     write_audit(subject, audit)
     result = report(subject)
@@ -152,6 +182,76 @@ def test_the_audit_of_another_run_is_refused(run: Path) -> None:
     write_audit(run, make_audit())
     with pytest.raises(LedgerError, match="the audit of another run"):
         report(run)
+
+
+def test_the_audit_of_other_files_is_refused(audited: Path) -> None:
+    """Defect: weights made anew, without a ledger that differs, under the verdict of the old."""
+    report(audited)
+    write_adapter(audited, b"others")
+    for publish in (False, True):
+        with pytest.raises(LedgerError, match=r"audit\.json is about other files .* Measure them"):
+            report(audited, publish=publish)
+
+
+def test_a_missing_model_is_not_what_was_audited(audited: Path) -> None:
+    (audited / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelUnavailableError, match="adapter_model"):
+        report(audited)
+
+
+def test_names_of_models_name_no_files_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as "embedded"."""
+    monkeypatch.chdir(tmp_path)
+    audit = make_audit("nothing claimed", "nothing claimed", certificate_in_words=())
+    Path("embedded.audit").mkdir()
+    Path("embedded.audit/audit.json").write_bytes(audit.to_bytes())
+    assert report(Path("embedded")).audit == audit
+
+
+def test_an_audit_may_lie_elsewhere(run: Path, tmp_path: Path) -> None:
+    """As `sordino audit --output` left it; the holder's page then lies beside it."""
+    place = tmp_path / "there"
+    write_audit(run, make_audit(certificate_in_words=words_of(run)), place)
+    assert report(run).audit is None
+    result = report(run, audit=place)
+    assert result.page == place / "report.html"
+    assert "Consistent" in result.page.read_text(encoding="utf-8")
+    assert report(run, audit=place, publish=True).page == run / "audit.html"
+    with pytest.raises(InvalidDataError, match="not the record of an audit"):
+        report(run, audit=tmp_path / "nowhere")
+
+
+def test_access_rights_have_a_section(audited: Path, tmp_path: Path) -> None:
+    folder = write_access(tmp_path / "rights", describe(audited))
+    page = Reader(report(audited, access=folder).page.read_text(encoding="utf-8"))
+    assert "Who may know what" in page.text
+    assert "50.0% (1.3 to 98.7; 1 of 2)" in page.text
+    assert "no training epsilon bounds these rates" in page.text
+    assert not any(LOADING & attributes.keys() for _, attributes in page.tags)
+
+
+def test_access_rights_are_not_published(audited: Path, tmp_path: Path) -> None:
+    """They are computed on records; nothing covers handing them out."""
+    folder = write_access(tmp_path / "rights", describe(audited))
+    page = report(audited, access=folder, publish=True).page.read_text(encoding="utf-8")
+    assert "Who may know what" not in page
+    assert "50.0%" not in page
+    assert "who is told what" in page  # among what was left out
+
+
+def test_access_rights_of_other_files_are_refused(audited: Path, tmp_path: Path) -> None:
+    folder = write_access(tmp_path / "rights", describe(audited) | {"sha256": "f" * 64})
+    with pytest.raises(LedgerError, match="rights is about other files"):
+        report(audited, access=folder)
+
+
+def test_a_server_is_not_known_to_run_these_files(audited: Path, tmp_path: Path) -> None:
+    server = {"name": "m", "kind": "endpoint", "address": "http://localhost:1/v1"}
+    folder = write_access(tmp_path / "rights", server)
+    page = Reader(report(audited, access=folder).page.read_text(encoding="utf-8"))
+    assert "Which files it runs is not known here" in page.text
 
 
 def test_a_changed_certificate_is_refused(audited: Path) -> None:
@@ -255,7 +355,7 @@ def test_a_control_that_learned_records_is_not_published(outcome: str) -> None:
 def test_a_contradiction_is_never_left_out(audited: Path) -> None:
     """Its number is; whoever reads the certificate must learn that it does not hold."""
     audit = make_audit("contradicted", "contradicted", certificate_in_words=words_of(audited))
-    AuditFolder(audited).record.write_bytes(audit.to_bytes())
+    write_audit(audited, audit)
     result = report(audited, publish=True)
     assert result.audit is not None
     assert result.audit.is_contradicted
