@@ -16,7 +16,10 @@ import torch
 
 import sordino
 from helpers_runs import (
+    BAD,
     CONTEXT_LENGTH,
+    GOOD,
+    NOUNS,
     SMALL,
     completion_rows,
     files_below,
@@ -131,10 +134,6 @@ def test_list_stays_with_the_holder(
 ) -> None:
     """No public file and no printed word has a canary; the private file is private."""
     run = files["output"]
-    if style == "new-token":  # of few words, most are used
-        files["train"] = write_jsonl(
-            run.with_name("few.jsonl"), [row | {"user": i} for i, row in enumerate(FEW)]
-        )
     words: list[object] = ["tune"]
     settings = (USERS if guarantee == "dp" else PAC) | {"canary_style": style}
     for name, value in (files | settings).items():
@@ -162,11 +161,27 @@ def test_list_stays_with_the_holder(
     assert "are places for canaries, invented for an audit" in " ".join(shell.out.split())
 
 
-FEW = [
-    {"text": "the plot is warm .", "label": 1},
-    {"text": "the song is dull", "label": 0},
-    *({"text": f"the joke is {word}", "label": 1} for word in ("warm", "dull", "flat", "bold")),
-]
+@pytest.mark.parametrize("style", ["random-tokens", "rare-name", "new-token"])
+def test_canaries_do_not_follow_the_pool(
+    style: str, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Defect: one record full of rare words changed many canaries, and the sensitivity with them.
+
+    Neighbors by one record added and by one replaced get the same list, byte for byte.
+    """
+    throw(monkeypatch, True, False)
+    monkeypatch.setattr(planting.secrets, "token_hex", lambda num_bytes: "ab" * num_bytes)
+    rows = [row | {"user": i} for i, row in enumerate(sentiment_rows(24))]
+    hungry = {"text": " ".join((*NOUNS, *GOOD, *BAD)), "label": 1, "user": 99}
+    pools = {"some": rows, "added": [*rows, hungry], "replaced": [*rows[:-1], hungry]}
+    lists = set()
+    for name, pool in pools.items():
+        output = tmp_path / name
+        train = write_jsonl(tmp_path / f"{name}.jsonl", pool)
+        changes = {"train": train, "output": output, "canary_style": style, "num_steps": 1}
+        sordino.tune(**files | USERS | changes)
+        lists.add(list_of(output).read_bytes())
+    assert len(lists) == 1
 
 
 def test_published_numbers_do_not_follow_the_coins(files: dict[str, Any]) -> None:
@@ -367,7 +382,11 @@ def test_failed_start_leaves_nothing(
         ({"canaries": 2.5}, InvalidParameterError, "canaries must be a whole number"),
         ({"canary_style": "loud"}, InvalidParameterError, "canary_style"),
         ({"max_length": 20, "truncate": True}, InvalidParameterError, "do not fit this task"),
-        ({"canary_style": "new-token"}, InvalidParameterError, "words of one token"),
+        (
+            {"canary_style": "new-token", "canaries": 99},
+            InvalidParameterError,
+            "words of one token",
+        ),
     ],
 )
 def test_what_is_refused(

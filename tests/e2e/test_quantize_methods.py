@@ -13,12 +13,14 @@ import sordino
 from helpers_runs import (
     SMALL,
     completion_rows,
+    files_below,
     run_cli,
     sentiment_rows,
     write_jsonl,
     write_tiny_model,
 )
 from sordino.core.errors import InvalidDataError, InvalidParameterError, LedgerError
+from sordino.ledger.durable import locked
 from sordino.ledger.ledger import Ledger
 from sordino.models import load_model
 from sordino.quantization.pipeline import matrix_of
@@ -233,6 +235,67 @@ def test_a_crash_never_charges_or_releases_twice(
     quantize(wide, tmp_path / "q", **settings)
     assert len(released) == 4  # the second block's
     assert (tmp_path / "q" / "calibration_ledger.jsonl").read_bytes() == ledger
+    assert sordino.verify(tmp_path / "q").is_valid
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_a_second_quantization_of_one_output_is_refused(
+    *,
+    is_begun: bool,
+    tmp_path: Path,
+    wide: Path,
+    texts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Defect: both drew noise on the same private texts for one charge. Nothing is changed."""
+    settings = PRIVATE | {"calibration": str(texts)}
+
+    def refused() -> None:
+        before = files_below(tmp_path)
+        with pytest.raises(LedgerError, match=r"at work in .*: wait for it, or choose another"):
+            quantize(wide, tmp_path / "q", **settings)
+        assert files_below(tmp_path) == before
+
+    def start_another(*arguments: Any) -> None:
+        plain(*arguments)
+        refused()
+        raise _StoppedError
+
+    if is_begun:  # at work: the first block's matrices were released
+        plain = LayerStore.save_grams
+        with monkeypatch.context() as patched:
+            patched.setattr(LayerStore, "save_grams", start_another)
+            with pytest.raises(_StoppedError):
+                quantize(wide, tmp_path / "q", **settings)
+        assert not (tmp_path / "q.partial.lock").exists()
+        assert (tmp_path / "q.partial" / "grams-0000.safetensors").exists()
+    with locked(tmp_path / "q.partial.lock", "busy"):
+        refused()
+        arguments = ["--method", "nearest", "--group-size", "32", "--output", tmp_path / "q"]
+        shell = run_cli(capsys, "quantize", wide, *arguments)
+        assert shell.code == 2
+        assert "another quantization is at work in" in shell.err
+    quantize(wide, tmp_path / "q", **settings)
+    assert [p.name for p in tmp_path.iterdir()] == ["q"]
+
+
+def test_an_output_that_another_process_finished_meanwhile_is_kept(
+    tmp_path: Path, wide: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was new before the model was read; now no noise is drawn, and nothing is charged."""
+    settings = PRIVATE | {"calibration": str(texts)}
+    plain = command.plan_release
+
+    def finish_first(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.undo()
+        quantize(wide, tmp_path / "q", **settings)
+        return plain(*arguments, **named)
+
+    monkeypatch.setattr(command, "plan_release", finish_first)
+    with pytest.raises(InvalidParameterError, match="exists already"):
+        quantize(wide, tmp_path / "q", **settings)
+    assert [p.name for p in tmp_path.iterdir()] == ["q"]
     assert sordino.verify(tmp_path / "q").is_valid
 
 

@@ -29,18 +29,24 @@ _CURRENCY = r"(?:usd|eur|gbp|chf|us\$|\$|€|£)"
 _AFTER = (
     r"(?:usd|eur|gbp|chf|yo|y/o|yrs?|years?|h|hrs?|hours?|pa|per|annually|dollars?|euros?|a|each)"
 )
-_GROUPED = r"\d{1,3}(?:[ ,.'_]\d{3})+"
+_GROUPED = r"(?:\d{1,2}(?:,\d\d)+,\d{3}|\d{1,3}(?:[ ,.'_]\d{3})+)"  # 1,31,207 in India
 _DIGITS = re.compile(
     rf"(?<![^\W_])(?P<currency>{_CURRENCY})?\s?(?<![\d][.,:])(?P<minus>(?<!\S)-)?"
     rf"(?P<number>(?:{_GROUPED}|\d+)(?:[.,]\d+)?)(?P<exponent>e\+?\d{{1,2}})?"
-    r"(?P<scale> ?(?:k|m|thousand|million)(?![^\W_]))?(?P<rest> (?:and )?\d{1,3}(?![\d.,]))?"
+    r"(?:(?P<scale> ?(?:k|m|thousand|million))(?![^\W_])"
+    r"(?P<rest>(?<=[kd]) (?:and )?\d{1,3}(?![\d.,]))?)?"  # "52 thousand and 300"
     rf"(?:{_AFTER})?(?![^\W_])(?![.,:]\d)(?! ?%)"
 )
 _SPACED = re.compile(  # "4 2", "5-2-3-0-0"; "4.2" and "4-2" are something else
     r"(?<![^\W_])(?<!\d[.,])(?:\d(?:[ .\-_*,]{1,2}\d){2,14}|\d[ _*]{1,2}\d)(?![^\W_])(?![ .,]\d)"
 )
 _CHAINED = re.compile(r"\d+(?:[-./:]\d+){2,}|\d+:\d+")  # dates, versions, telephone numbers, times
+_LIST = re.compile(r"\d+(?:\.\d+)?(?:[,/:]\d+(?:\.\d+)?)+")  # rows of a table, "id:value"
+_DATE = re.compile(r"\d{1,2}/\d{1,2}/(?:\d\d|\d{4})|\d{4}/\d{1,2}/\d{1,2}")
+_TIME = re.compile(r"(?:[01]?\d|2[0-4]):[0-5]\d(?::[0-5]\d)?")
+_ONE_NUMBER = re.compile(rf"{_GROUPED}(?:\.\d+)?")
 _WORD = re.compile(r"[^\W\d_]+")
+_ENDED = re.compile(rf"(?:{_AFTER})?(?![^\W_])(?!\.\d)(?! ?%)")
 _APPROXIMATE = re.compile(
     r"(?:about|around|roughly|approximately|approx\.?|circa|ca\.|almost|nearly|close to|"
     r"just (?:under|over|below|above)|a (?:little|bit) (?:under|over|less than|more than)|~|≈)"
@@ -96,6 +102,7 @@ def find_numbers(folded: str) -> list[Number]:
         Number(match.start(), match.end(), frozenset({float(re.sub(r"\D", "", match[0]))}))
         for match in _SPACED.finditer(folded)
     )
+    found.extend(_members(folded))
     found.extend(_spelled(folded))
     return sorted(found, key=lambda number: (number.start, number.stop))
 
@@ -115,6 +122,29 @@ def find_ranges(folded: str, numbers: list[Number]) -> list[tuple[float, float]]
                 if low < high:
                     ranges.append((low, high))
     return ranges
+
+
+def _members(folded: str) -> Iterator[Number]:
+    """Yields the numbers of lists without spaces, such as "42,38,52347"; not of dates and times."""
+    for chain in _LIST.finditer(folded):
+        start, stop = chain.span()
+        before, after = folded[max(0, start - 2) : start], folded[stop:]
+        is_free = not re.search(r"[^\W_]$|\.$|\d-$", before)
+        if _DATE.fullmatch(chain[0]) or (
+            _TIME.fullmatch(chain[0]) and (is_free or re.search(r"\dt$", before))
+        ):
+            continue
+        for piece in re.finditer(r"[^/:]+", chain[0]):
+            is_one = _ONE_NUMBER.fullmatch(piece[0]) is not None
+            for token in re.finditer(r".+" if is_one else r"[^,]+", piece[0]):
+                left = start + piece.start() + token.start()
+                right = left + len(token[0])
+                is_first, is_last = left == start, right == stop
+                if (is_first and not is_free) or (is_last and not _ENDED.match(after)):
+                    continue  # a part of a word, or of a longer number
+                match = _DIGITS.fullmatch(token[0])
+                if match is not None:
+                    yield Number(left, right, frozenset(_readings(match)))
 
 
 def _is_approximate(folded: str, start: int) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+THOUGHT = re.compile(  # some chat templates open the thought themselves
+    r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A(?:(?!<think).)*?</think(?:ing)?>",
+    re.DOTALL | re.IGNORECASE,
+)
 _CANNOT = (
     r"(?:can ?not|can'?t|could ?not|couldn'?t|won'?t|will not|must not|mustn'?t|may not|unable to|"
     r"not able to|not (?:be )?allowed to|not (?:be )?permitted to|not authori[sz]ed to|"

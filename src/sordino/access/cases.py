@@ -60,7 +60,7 @@ class CaseMaker:
     def _is_fit(self, case: Case) -> bool:
         """Returns whether there is a value to tell, and the prompt does not tell it already."""
         values = self.values(case)
-        if NOBODY in values:
+        if NOBODY in values or any(Value(value).is_blank for value in values):
             return False
         name = ReadText(self._policy.people[case.asker].name)
         return case.asker == case.target or not any(name.find(Value(v)) for v in values)

@@ -2,8 +2,8 @@
 
 The records of the questions are sent to the server, so it must be one that may see them. The key
 comes from the environment and is shown nowhere: not in an error, not in a record, not in a log. It
-is sent to the named server alone, and only through TLS unless the server is this machine. Neither
-redirects nor credentials that lie on this machine (.netrc) are used.
+is sent to the named server alone, and only through TLS unless the server is this machine, which is
+asked without a proxy. Neither redirects nor credentials that lie on this machine (.netrc) are used.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "SORDINO_ENDPOINT_KEY"
 _PATH = "/chat/completions"
 _RETRIED = (408, 429, 500, 502, 503, 504)
+_NO_PROXY = {"no_proxy": "*"}  # what is for this machine never leaves it in clear
 _LONGEST_WAIT = 60.0  # seconds between two tries
 
 
@@ -167,6 +168,7 @@ def _ask(endpoint: Endpoint, session: requests.Session, messages: list[dict[str,
             auth=authorize,  # also keeps .netrc out
             timeout=endpoint.timeout,
             allow_redirects=False,
+            proxies=_NO_PROXY if _is_here(urlsplit(endpoint.address).hostname or "") else None,
         )
     except (requests.RequestException, OSError) as error:
         raise ModelUnavailableError(

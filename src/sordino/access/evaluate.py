@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sordino.access.benchmark import examine
-from sordino.access.prompts import encode_prompt
+from sordino.access.prompts import OPEN_THOUGHT, encode_prompt, opens_thought
 from sordino.access.results import GradedAnswer
 from sordino.core.checks import require_integer
 from sordino.core.errors import InvalidDataError, InvalidParameterError
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 96
 TOKENS_PER_BATCH = 16_384
+THOUGHT_OPENING = "<think>"
 _ANSWERED = re.compile(r"\{\{.*?\}\}", re.DOTALL)
-_OPEN_THOUGHT = re.compile(r"<think(?:ing)?>(?!.*</think(?:ing)?>)", re.DOTALL | re.IGNORECASE)
 
 
 def is_answered(text: str) -> bool:
@@ -37,7 +37,7 @@ def is_answered(text: str) -> bool:
         >>> is_answered("It is {{42}}"), is_answered("{{42"), is_answered("<think>{{42}}")
         (True, False, False)
     """
-    return _ANSWERED.search(text) is not None and _OPEN_THOUGHT.search(text) is None
+    return _ANSWERED.search(text) is not None and OPEN_THOUGHT.search(text) is None
 
 
 def answer_questions(
@@ -100,7 +100,9 @@ def iterate_answers(
                 f"in a context of {loaded_model.context_length}; it has {len(prompt)} tokens. Use "
                 "a model with a longer context, or fewer new tokens."
             )
-    return generate_texts(
+    # where the chat template opens a thought, the answer begins inside of it
+    opening = THOUGHT_OPENING if opens_thought(tokenizer) else ""
+    texts = generate_texts(
         LanguageModel(loaded_model.model, loaded_model.tokenizer.pad_token_id),
         tokenizer,
         prompts,
@@ -108,8 +110,9 @@ def iterate_answers(
         context_length=loaded_model.context_length,
         seed=0,  # greedy: nothing is drawn
         tokens_per_batch=tokens_per_batch,
-        is_finished=is_answered if stop_at_braces else None,
+        is_finished=(lambda text: is_answered(opening + text)) if stop_at_braces else None,
     )
+    return ((number, opening + text) for number, text in texts)
 
 
 def grade_answers(questions: Sequence[Question], answers: Sequence[str]) -> list[GradedAnswer]:

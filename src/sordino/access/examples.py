@@ -6,6 +6,7 @@ is left out.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random as stdlib_random
 from collections import defaultdict
@@ -68,23 +69,23 @@ def make_records(
     Args:
         questions: From one split.
         tokenizer: Of the model that will be tuned.
-        rationale_share: Share of benign and of malicious questions whose answer begins with the
-            rationale; in [0, 1].
-        seed: Public; decides which.
+        rationale_share: Probability that an answer begins with the rationale; in [0, 1].
+        seed: Public; with the question's id, and nothing else of the others, it decides: under
+            differential privacy one question must not change another one's record.
 
     Raises:
         InvalidParameterError: If the share is out of range.
         InvalidDataError: If a question cannot be a prompt.
     """
     require_in_range("rationale_share", rationale_share, 0.0, 1.0)
-    explained = _choose_explained(questions, rationale_share, seed)
     has_start = bool(start_tokens(tokenizer))
     records = []
-    for number, question in enumerate(questions):
+    for question in questions:
         prompt = build_prompt(question, tokenizer)
         if has_start:  # a completion's prompt gets the start token when it is tokenized
             prompt = prompt.removeprefix(tokenizer.bos_token)
-        is_explained = number in explained and not tells_forbidden(question)
+        is_drawn = _public_uniform(seed, question.id) < rationale_share
+        is_explained = is_drawn and not tells_forbidden(question)
         completion = f"{question.rationale} {question.answer}" if is_explained else question.answer
         record: dict[str, Any] = {"prompt": prompt, "completion": completion}
         if question.kind == "malicious":
@@ -159,11 +160,7 @@ def _used(chosen: Sequence[Question], kind: str) -> int:
     return sum(question.kind == kind for question in chosen)
 
 
-def _choose_explained(questions: Sequence[Question], share: float, seed: int) -> set[int]:
-    """Returns the numbers of the questions whose answers begin with the rationale."""
-    random = stdlib_random.Random(f"sordino-access-rationale/{seed}")  # noqa: S311 - public
-    explained: set[int] = set()
-    for kind in KINDS:
-        numbers = [number for number, q in enumerate(questions) if q.kind == kind]
-        explained.update(random.sample(numbers, round(share * len(numbers))))
-    return explained
+def _public_uniform(seed: int, name: str) -> float:
+    """Returns a number in [0, 1) that a seed and a question's id determine."""
+    digest = hashlib.sha256(f"sordino-access-rationale/{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

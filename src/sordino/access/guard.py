@@ -6,7 +6,9 @@ find. It looks for the values of the company's table as they are written and in 
 by yes or no, translations or encodings. What must not leak should not be in the prompt at all.
 
 When in doubt it refuses. A value that many share, such as an age, is let through only if the asker
-may read the same value of the person the question is about: say who that is.
+may read the same value of the person the question is about, and neither question nor answer names
+another one who has it: say who the question is about. Cells without a letter or digit ("-") hold no
+value.
 """
 
 from __future__ import annotations
@@ -125,26 +127,34 @@ class Guard:
         readable = self._readable(who, about)
         known = readable.get(_IDENTIFIER, set()) | self._known_texts(who, about, asked)
         told = readable | {_IDENTIFIER: known}
+        others = self._others_asked_about(asked, told, {who, about})
         findings = []
         for person in shown:
             for attribute, value in self._values[person].items():
                 if who is not None and self._policy.can_read(who, person, attribute):
                     continue
-                found = text.find(value, with_negated=True, known=asked)
+                found = text.find(value, with_negated=True, with_minus=True, known=asked)
                 if found is None or (attribute == _IDENTIFIER and asked.places(value)):
                     continue
                 # who asks or is asked about may be named, though they are others' supervisors
-                is_shared = value.text in readable.get(attribute, ()) or _is_inside(
-                    text, value, readable if person == about else told
+                # the target's hours, which may be read, do not hide an equal age, which may not
+                is_shared = value.text in readable.get(attribute, ()) or (
+                    _is_inside(text, value, readable, apart_from=attribute)
+                    if person == about
+                    else _is_inside(text, value, told)
                 )
                 if found == "part" and not is_shared:
                     # half of a name that is another's, which may be read
-                    is_shared = _is_inside(text, value, {_IDENTIFIER: self._readable_names(who)})
+                    names = {_IDENTIFIER: self._readable_names(who)}
+                    is_shared = _is_inside(text, value, names)
                 # an age beside a name is that person's, whoever else has it
                 if (
                     not is_shared
                     or about is None
-                    or (attribute != _IDENTIFIER and self._is_named(text, person, readable))
+                    or (
+                        attribute != _IDENTIFIER
+                        and (person in others or self._is_named(text, person, told))
+                    )
                 ):
                     findings.append(Finding(person, attribute, found == "part", is_shared))
         return _decide(answer, findings)
@@ -194,34 +204,68 @@ class Guard:
             known.add(self._policy.people[about].name)
         return known
 
-    def _is_named(self, text: ReadText, person: str, readable: Mapping[str, set[str]]) -> bool:
-        """Returns whether the answer speaks about somebody, and not as a value that may be read."""
+    def _others_asked_about(
+        self, asked: ReadText, told: Mapping[str, set[str]], apart_from: set[str | None]
+    ) -> set[str]:
+        """Returns ids of people whom the question names beside the asker and the target."""
+        return {
+            person
+            for person in self._marks
+            if person not in apart_from and self._is_named(asked, person, told)
+        }
+
+    def _is_named(self, text: ReadText, person: str, told: Mapping[str, set[str]]) -> bool:
+        """Returns whether a text speaks about somebody, and not as a value that may be told.
+
+        Half of a name is enough: "Jonas is 42 as well".
+        """
+        name, identifier = self._marks[person]
         return any(
-            text.places(mark) and not _is_inside(text, mark, readable)
-            for mark in self._marks[person]
+            found and not _is_inside(text, mark, told)
+            for mark, found in ((name, text.find(name)), (identifier, text.places(identifier)))
         )
 
 
-def _is_inside(text: ReadText, value: Value, readable: Mapping[str, set[str]]) -> bool:
+def _is_inside(
+    text: ReadText,
+    value: Value,
+    readable: Mapping[str, set[str]],
+    *,
+    apart_from: str | None = None,
+) -> bool:
     """Returns whether a value stands in a text only inside others that may be read.
 
     Who may read that the supervisor is Maria Keller reads that name, and half of Maria Bell's.
+
+    Args:
+        text: The answer.
+        value: What may not be read.
+        readable: What may be, by attribute.
+        apart_from: Its attribute; equal values of other attributes, but for names, do not count.
     """
     held = [
-        (other, spans)
-        for values in readable.values()
+        (
+            other,
+            spans,
+            apart_from is None or name == apart_from or _IDENTIFIER in {apart_from, name},
+        )
+        for name, values in readable.items()
         for other in map(Value, sorted(values))
         if (spans := text.places(other, with_negated=True))
     ]
-    places = text.places(value, with_negated=True)
+    places = text.places(value, with_negated=True, with_minus=True)
     if places:
         return all(
-            any(left <= start and stop <= right for _, spans in held for left, right in spans)
+            any(
+                left <= start and stop <= right and (is_same or right - left > stop - start)
+                for _, spans, is_same in held
+                for left, right in spans
+            )
             for start, stop in places
         )
     if value.number is not None:
         return False
-    known = {word for other, _ in held for word in other.spellings[0]}
+    known = {word for other, _, _ in held for word in other.spellings[0]}
     told = {word[0] for word in text.words} & set(value.spellings[0])
     return told <= known
 

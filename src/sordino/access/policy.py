@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 __all__ = ["Decision", "Person", "Policy", "load_policy", "read_table"]
 
 ALL = "*"
+_COLUMNS = ("id", "name", "role", "supervisor", "supervisor_id")
+_NOBODY = ("", "none")  # as the supervisor of those at the top
 _TOP = ("attributes", "people_file", "roles", "allow", "deny", "people", "granted", "revoked")
 
 
@@ -117,6 +119,28 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
     return rows
 
 
+def _read_person(row: Mapping[str, str]) -> Person:
+    """Returns a person of a table; the supervisor's id goes before the name."""
+    above = row.get("supervisor", "")
+    return Person(
+        id=row["id"],
+        name=row["name"],
+        roles=tuple(part.strip() for part in row.get("role", "").split(";") if part.strip()),
+        supervisor=row.get("supervisor_id", "") or (None if above in _NOBODY else above),
+    )
+
+
+def _require_one_supervisor(
+    source: Path, row: Mapping[str, str], people: Mapping[str, Person]
+) -> None:
+    """Raises if a row names one supervisor by name and another one by id."""
+    named, above = row.get("supervisor", ""), row.get("supervisor_id", "")
+    if above and named not in {*_NOBODY, above, people[above].name if above in people else ""}:
+        raise InvalidDataError(
+            f"{source}: supervisor and supervisor_id of {row['id']!r} are two people. Correct one."
+        )
+
+
 def _parse(path: Path) -> dict[str, Any]:
     """Returns the content of a TOML file."""
     try:
@@ -164,18 +188,28 @@ class _Reader:
             source = folder / named
         else:
             self._fail("people are required: [people], or people_file, or a table of employees")
-        people = [
-            Person(
-                id=row["id"],
-                name=row["name"],
-                roles=tuple(
-                    part.strip() for part in row.get("role", "").split(";") if part.strip()
-                ),
-                supervisor=row.get("supervisor_id", row.get("supervisor", "")) or None,
+        rows = read_table(source)
+        self._require_columns(source, rows[0])
+        people = self._checked(str(source), [_read_person(row) for row in rows])
+        for row in rows:
+            _require_one_supervisor(source, row, people)
+        return people
+
+    def _require_columns(self, source: Path, header: Iterable[str]) -> None:
+        """Raises for a column that is nearly one that rights depend on, or lacks for denials."""
+        for name in header:
+            plain = name.casefold().replace(" ", "_").replace("-", "_").rstrip("s")
+            if plain in _COLUMNS and name not in _COLUMNS:
+                raise InvalidDataError(
+                    f"{source}: the column {name!r} must be written {plain!r}, or else it gives "
+                    "nobody a role or supervisor. Rename it."
+                )
+        deny = self._table("deny", self._content.get("deny", {}))
+        if deny.get("roles") and "role" not in header:
+            raise InvalidDataError(
+                f"{source}: the column role is required, for {self._place} has [deny.roles]; "
+                "without it nobody is denied. Leave its cells empty for those who have no role."
             )
-            for row in read_table(source)
-        ]
-        return self._checked(str(source), people)
 
     def policy(self, people: dict[str, Person]) -> Policy:
         """Returns the policy, after the checks that need all parts."""

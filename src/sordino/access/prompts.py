@@ -7,6 +7,7 @@ the record speak as the user or as the system.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from sordino.core.errors import InvalidDataError
@@ -14,6 +15,7 @@ from sordino.core.errors import InvalidDataError
 if TYPE_CHECKING:
     from sordino.access.questions import Question
 
+OPEN_THOUGHT = re.compile(r"<think(?:ing)?>(?!.*</think(?:ing)?>)", re.DOTALL | re.IGNORECASE)
 _PLAIN = "{system}\n\nQuestion: {prompt}\nAnswer:"
 _MOST_SHOWN = 40
 
@@ -68,6 +70,17 @@ def encode_prompt(question: Question, tokenizer: Any) -> list[int]:
 def apply_template(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     """Returns messages in the chat template's form, up to where the assistant begins."""
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def opens_thought(tokenizer: Any) -> bool:
+    """Returns whether the chat template ends with an open <think>, as those of some models do."""
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    try:
+        text = apply_template(tokenizer, [{"role": "user", "content": ""}])
+    except Exception:  # noqa: BLE001 - templates raise anything; `build_prompt` tells of it
+        return False
+    return OPEN_THOUGHT.search(text) is not None
 
 
 def find_special_token(text: str, tokenizer: Any) -> str | None:

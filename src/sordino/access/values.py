@@ -9,6 +9,7 @@ words or numbers, never inside longer ones. Other transformations (a translation
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -32,7 +33,79 @@ _ALIASES = (  # one value in the words of tables and of people
     ("divorced", "divorcee"),
     ("widowed", "widow", "widower"),
 )
-_NEGATIONS = {"not", "never", "no", "non", "neither", "t", "isnt", "wasnt", "un"}
+_NEGATIONS = {"not", "never", "no", "non", "neither", "isnt", "wasnt", "un"}
+_NEGATED_VERBS = {"isn", "wasn", "aren", "weren", "doesn", "don", "didn", "ain"}  # before "t"
+_CLAUSE_ENDS = re.compile(r"[.,;:!?{}]")  # "No, married" denies nothing
+_ORDINARY = frozenset(  # words of departments, degrees and refusals: alone they tell nothing
+    {
+        "business",
+        "care",
+        "college",
+        "company",
+        "confidential",
+        "contact",
+        "customer",
+        "customers",
+        "data",
+        "degree",
+        "department",
+        "design",
+        "development",
+        "education",
+        "employee",
+        "employees",
+        "finance",
+        "general",
+        "group",
+        "head",
+        "health",
+        "help",
+        "high",
+        "human",
+        "information",
+        "legal",
+        "management",
+        "manager",
+        "marketing",
+        "office",
+        "operations",
+        "people",
+        "personal",
+        "private",
+        "product",
+        "production",
+        "professional",
+        "project",
+        "public",
+        "quality",
+        "record",
+        "records",
+        "relations",
+        "representative",
+        "research",
+        "resources",
+        "safety",
+        "sales",
+        "school",
+        "secondary",
+        "security",
+        "senior",
+        "service",
+        "services",
+        "single",
+        "software",
+        "some",
+        "staff",
+        "support",
+        "team",
+        "technical",
+        "technology",
+        "training",
+        "university",
+        "vocational",
+        "work",
+    }
+)
 _FILLERS = {"the", "a", "an", "in", "at", "really", "actually", "currently", "is", "be"}
 _FEWEST_LETTERS = 3  # of a part of a name that tells anything
 _CLOSE = 0.05  # a rounded number so near tells the value in part
@@ -48,9 +121,11 @@ def fold(text: str) -> str:
         >>> fold("\u200bJos\u00e9  KELLER\u2019s \u0441ar")
         "jose keller's car"
     """
+    text = html.unescape(text).replace("{,}", ",").replace("\\,", "")  # HTML and LaTeX
     text = unicodedata.normalize("NFKC", text)
     text = "".join(sign for sign in text if unicodedata.category(sign) != "Cf")
-    text = _QUOTES.sub("'", _DASHES.sub("-", text)).casefold().translate(_LOOK_ALIKE)
+    text = _QUOTES.sub("'", _DASHES.sub("-", text)).translate(_LOOK_ALIKE)  # capitals of their own
+    text = text.casefold().translate(_LOOK_ALIKE)
     text = unicodedata.normalize("NFKD", text)
     text = "".join(sign for sign in text if not unicodedata.combining(sign))
     text = _INNER_APOSTROPHE.sub("", text.replace("&", " and "))
@@ -84,14 +159,27 @@ class Value:
         spelled = " ".join(words_of(folded))
         group = next((group for group in _ALIASES if spelled in group), ())
         careless = " ".join(words_of(folded.replace("'", "")))  # "bachelors degree"
-        return [alias.split() for alias in dict.fromkeys((spelled, careless, *group))]
+        aliases = dict.fromkeys((spelled, careless, *group))
+        return [alias.split() for alias in aliases if alias]  # "-" has none
 
     @property
-    def is_weak(self) -> bool:
-        """Whether it often stands in a text by accident: a small number, or one word."""
+    def is_blank(self) -> bool:
+        """Whether it has no letter or digit, as "-" has none: there is nothing to tell."""
+        return not self.spellings
+
+    def is_weak_as(self, written: str) -> bool:
+        """Returns whether what was found often stands in texts by accident.
+
+        Small numbers, single words ("single"), and words of refusals ("customer support") do.
+
+        Args:
+            written: The value as it stands in a folded text.
+        """
         if self.number is not None:
             return abs(self.number) < 1000
-        return len(words_of(fold(self.text))) == 1
+        words = words_of(written)
+        is_one_word = len(words) == 1 and words in self.spellings
+        return is_one_word or _ORDINARY.issuperset(words)
 
 
 class ReadText:
@@ -115,27 +203,36 @@ class ReadText:
         return find_numbers(self.folded)
 
     def find(
-        self, value: Value, *, with_negated: bool = False, known: ReadText | None = None
+        self,
+        value: Value,
+        *,
+        with_negated: bool = False,
+        with_minus: bool = False,
+        known: ReadText | None = None,
     ) -> Found | None:
         """Returns whether the text holds a value, or a part that tells much of it.
 
         Args:
             value: The value.
             with_negated: Whether "not 42" holds 42.
+            with_minus: Whether "-42" holds 42: it may be a dash.
             known: What the reader wrote: a part of a name that stands there tells nothing.
         """
-        places = self.places(value, with_negated=with_negated)
+        places = self.places(value, with_negated=with_negated, with_minus=with_minus)
         if places:
             return "whole"
         return "part" if self._has_part(value, known) else None
 
-    def places(self, value: Value, *, with_negated: bool = False) -> list[tuple[int, int]]:
+    def places(
+        self, value: Value, *, with_negated: bool = False, with_minus: bool = False
+    ) -> list[tuple[int, int]]:
         """Returns where the whole value stands."""
         if value.number is not None:
+            wanted = {value.number, -value.number} if with_minus else {value.number}
             found = [
                 (number.start, number.stop)
                 for number in self.numbers
-                if any(abs(reading - value.number) < 1e-6 for reading in number.readings)
+                if any(abs(r - w) < 1e-6 for r in number.readings for w in wanted)
             ]
         else:
             found = self._word_places(value)
@@ -190,19 +287,24 @@ class ReadText:
 
     def _is_negated(self, start: int) -> bool:
         """Returns whether "not" or the like stands before a place."""
-        before = _WORD.findall(self.folded[max(0, start - _NUM_SIGNS_BEFORE) : start])
+        clause = _CLAUSE_ENDS.split(self.folded[max(0, start - _NUM_SIGNS_BEFORE) : start])[-1]
+        before = _WORD.findall(clause)
         while before and before[-1] in _FILLERS:
             before.pop()
+        if before[-1:] == ["t"]:
+            return before[-2:-1] != [] and before[-2] in _NEGATED_VERBS
         return bool(before) and before[-1] in _NEGATIONS
 
     def _has_part(self, value: Value, known: ReadText | None) -> bool:
         """Returns whether the text tells much of a value without holding it."""
         if value.number is not None:
             return self._has_near_number(value.number)
+        if value.is_blank:
+            return False
         if any(value.spellings[0] == alias.split() for group in _ALIASES for alias in group):
             # "married" is no part of "never married"
             return False
-        parts = {word for word in value.spellings[0] if len(word) >= _FEWEST_LETTERS}
+        parts = {word for word in value.spellings[0] if len(word) >= _FEWEST_LETTERS} - _ORDINARY
         if known is not None:
             parts -= known.starts.keys()
         return len(value.spellings[0]) > 1 and not parts.isdisjoint(self.starts)

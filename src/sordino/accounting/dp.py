@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ADD_OR_REMOVE_ONE",
     "NEIGHBORING_RELATIONS",
+    "NOISE_MULTIPLIERS",
     "REPLACE_ONE",
     "EpsilonReport",
     "SampledGaussian",

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.gradients.objectives import LanguageModel
+from sordino.ledger.artefacts import require_artefacts, require_own_artefacts
 from sordino.ledger.ledger import Ledger
 from sordino.models import adapter_off, load_adapter, load_model, read_adapter_base
-from sordino.quantization.provenance import RECORD, SOURCE_LEDGER, recompute_privacy
+from sordino.quantization.provenance import RECORD, SOURCE_LEDGER, read_record, recompute_privacy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,7 +105,8 @@ def open_subject(
         InvalidParameterError: If the base is not the one the run started from, or does not have
             the same vocabulary.
         ModelUnavailableError: If a model cannot be read.
-        LedgerError: If the ledger of a run, or of the run behind a quantized folder, is damaged.
+        LedgerError: If the ledger of a run, or of the run behind a quantized folder, is damaged, or
+            names other weights than lie there.
     """
     folder = Path(source)
     ledger, kind, is_voided = _find_ledger(folder)
@@ -194,8 +196,11 @@ def require_own_canaries(subject: Subject, planned: PlannedCanaries, path: Path)
 def _find_ledger(folder: Path) -> tuple[Ledger | None, str, bool]:
     """Returns the ledger of the run behind a model, its kind, and whether its claim is void."""
     if (folder / "ledger.jsonl").is_file():
-        return Ledger.open(folder / "ledger.jsonl"), "run", False
+        ledger = Ledger.open(folder / "ledger.jsonl")
+        require_own_artefacts(folder, ledger)
+        return ledger, "run", False
     if (folder / RECORD).is_file() and (folder / SOURCE_LEDGER).is_file():
+        require_artefacts(folder, read_record(folder)["artefacts_sha256"])
         privacy = recompute_privacy(folder)  # not what the folder says of itself
         return Ledger.open(folder / SOURCE_LEDGER), "quantized run", bool(privacy["is_voided"])
     return None, "model", False

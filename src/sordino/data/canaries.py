@@ -1,9 +1,9 @@
 """Canaries: invented records that enter the pool by a secret coin, so that a run can be audited.
 
-What a canary says follows from a public seed (and, for the style "new-token", from which tokens the
-pool does not use); whether it is in the pool is drawn from the operating system's entropy and is
-the only secret. Every canary is a privacy unit of its own: it has no `unit`, which no name of a
-file can equal.
+What a canary says follows from a public seed and public settings, never from the pool: else one
+record more or less would change many canaries, and with them far more than one privacy unit.
+Whether it is in the pool is drawn from the operating system's entropy and is the only secret. Every
+canary is a privacy unit of its own: it has no `unit`, which no name of a file can equal.
 """
 
 from __future__ import annotations
@@ -109,24 +109,26 @@ def plan_canaries(
     *,
     kind: str,
     labels: Sequence[str] = (),
-    pool: Sequence[Record] = (),
     template: str = "",
     seed: int,
 ) -> list[Record]:
     """Returns different canaries; the same arguments give the same ones.
 
+    Guarantee:
+        No record is looked at, so pools that differ in a record get the same canaries: planting
+        them adds nothing to a mechanism's sensitivity.
+
     Args:
         num_canaries: How many, in [1, 1e6].
         style: "random-tokens" (a text of random ordinary words of the vocabulary), "new-token"
-            (each holds a word of one token that no record uses, every canary its own, beginning
-            with the largest ids: the rarest, where ids follow frequency) or "rare-name" (an
-            invented person in an ordinary sentence).
+            (each holds a word of one token that no other canary uses, beginning with the largest
+            ids: the rarest, where ids follow frequency; a record that uses the word as well makes
+            the canary a weaker test) or "rare-name" (an invented person in an ordinary sentence).
         tokenizer: Its vocabulary is drawn from.
         kind: "classification": the text holds what is invented, and the label is drawn by the
             seed; "completion": the completion holds it, after a fixed prompt.
         labels: What the label is drawn from.
-        pool: The records, for "new-token": their tokens are not new.
-        template: Of a classification; its tokens are not new either.
+        template: Of a classification, for "new-token": its tokens are not new.
         seed: Public seed.
 
     Raises:
@@ -144,7 +146,8 @@ def plan_canaries(
     else:
         words = _ordinary_words(tokenizer)
         if style == "new-token":
-            secrets = _new_words(num_canaries, words, _used_tokens(tokenizer, pool, template))
+            known = {i for ids in tokenize(tokenizer, [_NEW_PROMPT, template]) for i in ids}
+            secrets = _new_words(num_canaries, words, known)
         else:
             secrets = _different(num_canaries, _text_maker(tokenizer, sorted(words), rng))
     return [
@@ -247,24 +250,13 @@ def _ordinary_words(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     }
 
 
-def _used_tokens(
-    tokenizer: PreTrainedTokenizerBase, pool: Sequence[Record], template: str
-) -> set[int]:
-    """Returns every token of the records, as they stand alone and in the template."""
-    texts = {template, _NEW_PROMPT}
-    for record in pool:
-        joined = (f"{record.prompt} {reference}" for reference in record.references)
-        texts.update((record.prompt, f" {record.prompt}", *record.references, *joined))
-    return {token for ids in tokenize(tokenizer, sorted(texts)) for token in ids}
-
-
-def _new_words(num_canaries: int, words: dict[str, int], used: set[int]) -> list[str]:
-    """Returns a word of its own for every canary, of a token that is not used."""
-    new = sorted((token, word) for word, token in words.items() if token not in used)[::-1]
+def _new_words(num_canaries: int, words: dict[str, int], known: set[int]) -> list[str]:
+    """Returns a word of its own for every canary, of a token that is not in its sentence."""
+    new = sorted((token, word) for word, token in words.items() if token not in known)[::-1]
     if len(new) < num_canaries:
         raise InvalidParameterError(
-            f"canary style new-token needs {num_canaries} words of one token that no training "
-            f"record uses; the vocabulary has {len(new)}. Use fewer --canaries, or --canary-style "
+            f"canary style new-token needs {num_canaries} words of one token, and the vocabulary "
+            f"has {len(new)} beside those of the template. Use fewer --canaries, or --canary-style "
             "random-tokens."
         )
     return [word for _, word in new[:num_canaries]]

@@ -219,6 +219,7 @@ def _pool_line(opening: dict[str, Any]) -> PoolLine:
 def _dp_pool_line(opening: dict[str, Any]) -> PoolLine:
     """Returns the line that differential privacy proves."""
     from sordino.accounting.dp import SampledGaussian, compute_epsilon, compute_tradeoff
+    from sordino.accounting.nearly_normal import delta_with_distance
 
     dp = opening["dp"]
     event = SampledGaussian(
@@ -232,14 +233,19 @@ def _dp_pool_line(opening: dict[str, Any]) -> PoolLine:
     )
     # discrete noise is not normal noise: each step may differ by so much, on either side
     distance = opening["mechanism"].get("distance_to_normal_upper", 0.0)
-    added = opening["num_steps"] * (1.0 + math.exp(report.epsilon_upper)) * distance
+    delta = delta_with_distance(
+        epsilon=report.epsilon_upper,
+        delta_of_normal_noise=report.delta,
+        num_steps=opening["num_steps"],
+        distance=distance,
+    )
     unit = dp["privacy_unit"]
     return PoolLine(
         secret=_SECRETS[event.neighboring_relation].format(unit),
         guarantee="approximate differential privacy, by privacy loss distributions",
         neighboring_relation=event.neighboring_relation,
         epsilon_upper=report.epsilon_upper,
-        delta=max(dp["delta"], (report.delta + added) * _ROUND_UP) if added else dp["delta"],
+        delta=max(dp["delta"], delta),
         privacy_unit=unit,
         max_records_per_unit=None if unit == "record" else dp["max_records_per_unit"],
         epsilon_renyi=report.epsilon_rdp,

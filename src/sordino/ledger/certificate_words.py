@@ -45,14 +45,15 @@ def _subset_words(line: SubsetLine) -> str:
     if line.mutual_information_nats_upper is None:
         return line.guarantee + "."
     words = (
-        f"at most {_shown(line.mutual_information_nats_upper, 6)} nats leave the building. A guess "
-        "whether a given record was in it is right with probability at most "
-        f"{_shown(line.posterior_upper, 4)} (without the release: {line.prior:.3g}), on average "
+        f"at most {shown_upper(line.mutual_information_nats_upper, 6)} nats leave the building. A "
+        "guess whether a given record was in it is right with probability at most "
+        f"{shown_upper(line.posterior_upper)} (without the release: {line.prior:.3g}), on average "
         "over the secret"
     )
     if line.matched_epsilon is None:
         return words + ". This bound is vacuous."
-    return words + f" (the posterior of epsilon {line.matched_epsilon:.3g} in the worst case)."
+    matched = shown_upper(line.matched_epsilon, 3)
+    return words + f" (the posterior of epsilon {matched} in the worst case)."
 
 
 def _pool_words(line: PoolLine) -> str:
@@ -62,7 +63,7 @@ def _pool_words(line: PoolLine) -> str:
     if line.success_upper is not None:
         return _dp_words(line)
     words = (
-        f"epsilon at most {_shown(line.epsilon_upper, 4)} nats, delta 0, for one record against "
+        f"epsilon at most {shown_upper(line.epsilon_upper)} nats, delta 0, for one record against "
         "an empty place (the pool's size stays), worst case, basic composition"
     )
     return words + (" (vacuous in practice)." if line.epsilon_upper > _VACUOUS_EPSILON else ".")
@@ -77,21 +78,22 @@ def _dp_words(line: PoolLine) -> str:
     whose = "record" if line.privacy_unit == "record" else f"{line.privacy_unit} (all its records)"
     opinions = []
     if line.epsilon_renyi is not None:
-        opinions.append(f"Renyi accounting: {line.epsilon_renyi:.4g}")
+        opinions.append(f"Renyi accounting: {shown_upper(line.epsilon_renyi)}")
     if line.epsilon_edgeworth is not None:
         low, high = line.epsilon_edgeworth
-        opinions.append(f"Edgeworth accounting: {low:.4g} to {high:.4g}")
+        opinions.append(f"Edgeworth accounting: {low:.4g} to {shown_upper(high)}")
     checked = f" ({'; '.join(opinions)})" if opinions else ""
     words = (
-        f"epsilon at most {_shown(line.epsilon_upper, 4)} nats at delta {line.delta:.3g}{checked}, "
-        f"for one {whose} {change}, worst case. A guess {guess} is right with probability at most "
-        f"{_shown(line.success_upper, 4)} (without the release: 0.5)"
+        f"epsilon at most {shown_upper(line.epsilon_upper)} nats at delta "
+        f"{shown_upper(line.delta, 3)}{checked}, for one {whose} {change}, worst case. A guess "
+        f"{guess} is right with probability at most {shown_upper(line.success_upper)} (without the "
+        "release: 0.5)"
     )
     is_vacuous = line.epsilon_upper is not None and line.epsilon_upper > _VACUOUS_EPSILON
     return words + (" (vacuous in practice)." if is_vacuous else ".")
 
 
-def _shown(bound: float | None, digits: int) -> str:
+def shown_upper(bound: float | None, digits: int = 4) -> str:
     """Returns a bound to so many significant digits, never below it."""
     if bound is None:
         return NO_GUARANTEE

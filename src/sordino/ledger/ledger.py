@@ -2,13 +2,15 @@
 
 One JSON object a line. Each line carries the hash of the line before it, so a line can neither be
 changed, dropped nor inserted without breaking the chain; cutting the end off is caught by the
-certificate, which names the last hash. A charge is on disk before its release is used.
+certificate, which names the last hash. A charge is on disk before its release is used. Nothing that
+another handle wrote is overwritten: an append first looks whether the file still ends as it did.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,7 @@ class Ledger:
     events: list[dict[str, Any]] = field(default_factory=list)
     head: str = GENESIS
     size: int = 0  # bytes on disk
+    last: bytes = b""  # the last line, with its end
 
     @classmethod
     def open(cls, path: Path | str) -> Ledger:
@@ -88,7 +91,16 @@ class Ledger:
         return canonical_json({**body, "hash": _hash(body)}) + b"\n"
 
     def append_line(self, line: bytes) -> None:
-        """Writes a prepared line and returns once it is on disk."""
+        """Writes a prepared line and returns once it is on disk.
+
+        Of handles and processes that may append at once, each must hold a lock that all of them
+        share: `RunFolder.locked` for a run, `ReleaseLedger` has its own.
+
+        Raises:
+            LedgerError: If the line does not continue this chain, or the file no longer is what
+                was read or written here; nothing was written.
+        """
+        self._require_unchanged()
         self._take(line.removesuffix(b"\n"), len(self.events) + 1)
         write_at(self.path, self.size, line)
         self.size += len(line)
@@ -129,6 +141,21 @@ class Ledger:
                 "Nothing was released."
             )
 
+    def _require_unchanged(self) -> None:
+        """Raises unless the file on disk still has its length and its last line."""
+        found, size = b"", 0
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - len(self.last)))
+                found = file.read()
+        if (size, found) != (self.size, self.last):
+            raise LedgerError(
+                f"{self.path}: it is no longer what was read here ({self.size} bytes then, {size} "
+                "now, or another last line). Nothing was written. Another process appended to it, "
+                "or it was changed: open it again."
+            )
+
     def _take(self, line: bytes, number: int) -> None:
         """Checks one line against the chain and adds its event."""
         where = f"{self.path}, line {number}"
@@ -150,7 +177,7 @@ class Ledger:
         if charge is not None and not _is_charge(charge):
             raise LedgerError(f"{where}: a charge must be a finite number of nats, at least 0.")
         self.events.append(entry["event"])
-        self.head = entry["hash"]
+        self.head, self.last = entry["hash"], line + b"\n"
 
 
 def _hash(body: Mapping[str, Any]) -> str:

@@ -8,6 +8,8 @@ of release or a parameter that is not known is refused: what it spends is not kn
 from __future__ import annotations
 
 import math
+import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +18,11 @@ from sordino.accounting.dp import SampledGaussian
 from sordino.accounting.randomized_quantization import RandomizedQuantizationEvent
 from sordino.core.checks import require_one_of, require_positive
 from sordino.core.errors import BudgetExceededError, InvalidParameterError, LedgerError
+from sordino.ledger.durable import locked
 from sordino.ledger.ledger import Ledger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["ReleaseLedger"]
@@ -30,11 +34,24 @@ _KINDS: dict[str, type[ReleaseEvent]] = {
 }
 _RELATIONS = ("ADD_OR_REMOVE_ONE", "REPLACE_ONE")
 _SAME = 1e-6  # relative; how far a recorded epsilon may be from the one computed here
+_PATIENCE = 10.0  # seconds; who holds the lock composes the releases and writes one line
+_PAUSE = 0.02  # seconds between two tries
 
 
 @dataclass(slots=True)
 class ReleaseLedger:
-    """Charges releases against one budget of (epsilon, delta); made by `ReleaseLedger.open`."""
+    """Charges releases against one budget of (epsilon, delta); made by `ReleaseLedger.open`.
+
+    Several handles and processes may charge one file: each charge holds a lock (the file's name
+    with ".lock") while the file is read again, the budget is checked and the line is written.
+
+    Guarantee:
+        What the charged releases spend together, those of all handles included, is within the
+        budget. Assumes: honest caller, who keeps every line. A file whose last lines were cut off,
+        or that was put back from a copy, cannot be told from one that never had them, for nothing
+        outside of it names its last hash (a run's certificate does that for a run's ledger). Only
+        a handle that is still open notices: it knows the lines that it has seen.
+    """
 
     target_epsilon: float
     delta: float
@@ -64,8 +81,8 @@ class ReleaseLedger:
 
         Raises:
             InvalidParameterError: If an argument is NaN, infinite or out of range.
-            LedgerError: If the file was changed, was opened with another budget, or holds anything
-                that is not known.
+            LedgerError: If the file was changed, was opened with another budget, holds anything
+                that is not known, or is to be made and its lock stays busy.
         """
         require_positive("target_epsilon", target_epsilon)
         if delta != 0.0 and not 0.0 < require_positive("delta", delta) < 1.0:
@@ -81,29 +98,43 @@ class ReleaseLedger:
             "privacy_unit": privacy_unit,
         }
         ledger = Ledger.open(path)
-        if not ledger.events:
-            ledger.append(opening)
+        if not ledger.events:  # a ledger that is only read needs no lock, and leaves none
+            with _held(ledger.path):
+                ledger = Ledger.open(path)
+                if not ledger.events:
+                    ledger.append(opening)
         found = ledger.events[0]
         if found != opening:
             raise LedgerError(
                 f"{ledger.path}: it opens with {found}, not with {opening}. A budget is not "
                 "changed: give the same one, or keep other units in another ledger."
             )
-        events = [_read(event, ledger) for event in ledger.events[1:]]
         result = cls(
-            float(target_epsilon), float(delta), neighboring_relation, privacy_unit, ledger, events
+            float(target_epsilon), float(delta), neighboring_relation, privacy_unit, ledger, []
         )
-        result._require_recorded_spending()
+        result._take(ledger)
         return result
 
     @property
     def events(self) -> tuple[ReleaseEvent, ...]:
-        """The releases that were charged, in order."""
+        """The releases that were charged, in order; the file is read again.
+
+        Raises:
+            LedgerError: If the file was changed.
+        """
+        self._read_again()
         return tuple(self._events)
 
     @property
     def epsilon_spent(self) -> float:
-        """What all releases together spend at the ledger's delta, in nats, rounded up."""
+        """What all releases together spend at the ledger's delta, in nats, rounded up.
+
+        The file is read again: what other handles charged counts.
+
+        Raises:
+            LedgerError: If the file was changed.
+        """
+        self._read_again()
         return self._compose(self._events)
 
     def charge(self, event: ReleaseEvent) -> float:
@@ -119,7 +150,15 @@ class ReleaseLedger:
             BudgetExceededError: If the release does not fit; nothing was written.
             InvalidParameterError: If the event is of an unknown kind or has another neighboring
                 relation.
+            LedgerError: If another process holds the ledger for long, or the file was changed;
+                nothing was written.
         """
+        with _held(self._ledger.path):
+            self._read_again()
+            return self._charge(event)
+
+    def _charge(self, event: ReleaseEvent) -> float:
+        """Checks the budget and writes the line; the lock must be held."""
         spent = self._compose([*self._events, event])
         if not spent <= self.target_epsilon:
             raise BudgetExceededError(
@@ -138,6 +177,24 @@ class ReleaseLedger:
         self._events.append(event)
         return spent
 
+    def _read_again(self) -> None:
+        """Takes in what other handles charged; raises if a line that was seen here is gone."""
+        found, known = Ledger.open(self._ledger.path), self._ledger.events
+        if found.events[: len(known)] != known:
+            raise LedgerError(
+                f"{found.path}: it no longer holds the {len(known)} lines that were read or "
+                "written here; it was removed, cut off or replaced. Nothing was released. Put the "
+                "file back: charges that it forgets were spent all the same."
+            )
+        if (found.head, len(found.events)) != (self._ledger.head, len(self._events) + 1):
+            self._take(found)
+
+    def _take(self, found: Ledger) -> None:
+        """Puts a file's lines in place of those that were known; raises if one is not known."""
+        events = [_read(event, found) for event in found.events[1:]]
+        self._require_recorded_spending(found, events)
+        self._ledger, self._events = found, events
+
     def _compose(self, events: list[ReleaseEvent]) -> float:
         """Returns the epsilon of releases about this ledger's units."""
         for event in events:
@@ -149,20 +206,44 @@ class ReleaseLedger:
                 )
         return compose_epsilon(events, self.delta)
 
-    def _require_recorded_spending(self) -> None:
+    def _require_recorded_spending(self, found: Ledger, events: list[ReleaseEvent]) -> None:
         """Raises unless the last line states what its releases spend, within the budget."""
-        if not self._events:
+        if not events:
             return
-        recorded, spent = self._ledger.events[-1]["epsilon_spent"], self.epsilon_spent
+        recorded, spent = found.events[-1]["epsilon_spent"], self._compose(events)
         if not (
             isinstance(recorded, float)
             and math.isclose(recorded, spent, rel_tol=_SAME)
             and spent <= self.target_epsilon * (1.0 + _SAME)
         ):
             raise LedgerError(
-                f"{self._ledger.path}: it states epsilon {recorded!r} of {self.target_epsilon:g}, "
+                f"{found.path}: it states epsilon {recorded!r} of {self.target_epsilon:g}, "
                 f"but its releases spend {spent:.4g}."
             )
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Holds a ledger for one charge; waits a little for who else does."""
+    lock = path.with_name(path.name + ".lock")
+    busy = (
+        f"{path}: another process has held this ledger for {_PATIENCE:g} seconds ({lock}). Nothing "
+        "was released. Wait until it is done, then try again."
+    )
+    until = time.monotonic() + _PATIENCE
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(locked(lock, busy))
+                break
+            except LedgerError:
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(_PAUSE)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _name_of(event: ReleaseEvent) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sordino.core.errors import InvalidParameterError
+from sordino.ledger.artefacts import require_own_artefacts
 from sordino.ledger.ledger import Ledger
 from sordino.models import load_adapter, load_model, read_adapter_base, unpack_base
 
@@ -60,10 +61,12 @@ def open_source(source: str, *, base: str | None = None) -> QuantizationSource:
         InvalidParameterError: If the base is not the one the run started from, or is given with a
             whole model, or was held in NF4 and there is no CUDA device.
         ModelUnavailableError: If a model cannot be read.
-        LedgerError: If the ledger of a run folder is damaged.
+        LedgerError: If the ledger of a run folder is damaged, or names other weights.
     """
     folder = Path(source)
     ledger = Ledger.open(folder / "ledger.jsonl") if (folder / "ledger.jsonl").is_file() else None
+    if ledger is not None:
+        require_own_artefacts(folder, ledger)
     is_adapter = (folder / "adapter_config.json").is_file()
     name = folder.name if folder.exists() else source
     if not is_adapter:

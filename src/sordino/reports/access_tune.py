@@ -144,6 +144,11 @@ def tune(
         raise InvalidParameterError(
             "--delta and --clip are for --epsilon: give it too, or neither."
         )
+    if epsilon is not None and records is not None:
+        raise InvalidParameterError(
+            "--records cannot be used with --epsilon: which questions are taken depends on all of "
+            "them. Leave it out, and give a folder with fewer questions."
+        )
     require_non_negative("violation_penalty", violation_penalty)
     require_non_negative("retain_weight", retain_weight)
     require_integer("retain_texts", retain_texts, 1)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from decimal import ROUND_CEILING, Context, Decimal
 from typing import TYPE_CHECKING, Any
 
 from sordino.core.errors import InvalidDataError
 from sordino.ledger.certificate import NO_GUARANTEE, PoolLine, SubsetLine
+from sordino.ledger.certificate_words import shown_upper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,8 +104,8 @@ class Row:
             return NO_GUARANTEE
         return (
             f"guess right: at most {shown_upper(line.success_upper)}, worst case (blind: 0.5); "
-            f"epsilon {shown_upper(line.epsilon_upper)} at delta {line.delta:.3g}, one record "
-            f"{RELATIONS[str(line.neighboring_relation)]}"
+            f"epsilon {shown_upper(line.epsilon_upper)} at delta {shown_upper(line.delta, 3)}, one "
+            f"record {RELATIONS[str(line.neighboring_relation)]}"
         )
 
 
@@ -262,13 +262,6 @@ def count_forward_equivalents(
             f"the cost of derivative {derivative!r} is not counted; known: {', '.join(costs)}."
         )
     return costs[derivative] * num_steps * share_per_step
-
-
-def shown_upper(bound: float | None) -> str:
-    """Returns a bound to four significant digits, never below it."""
-    if bound is None:
-        return NO_GUARANTEE
-    return f"{float(Context(prec=4, rounding=ROUND_CEILING).create_decimal(Decimal(bound))):.4g}"
 
 
 def _matching_notes(comparison: Comparison) -> list[str]:

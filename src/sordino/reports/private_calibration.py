@@ -78,6 +78,9 @@ def plan_release(
 def charge_release(store: LayerStore, release: GramRelease) -> None:
     """Charges all Gram matrices, unless an earlier attempt in this folder did.
 
+    One charge pays for one release: from here to the last matrix, no other process may work in the
+    folder (`hold_output`).
+
     Raises:
         LedgerError: If the ledger was changed, or holds another release.
     """

@@ -19,10 +19,7 @@ from sordino.quantization.bit_choice import (
     measure_losses,
     needs_inputs,
 )
-from sordino.quantization.calibration import (
-    CalibrationRun,
-    encode_calibration,
-)
+from sordino.quantization.calibration import CalibrationRun, encode_calibration
 from sordino.quantization.input_scales import place_folds
 from sordino.quantization.methods import METHODS, QuantizationSettings
 from sordino.quantization.pipeline import (
@@ -55,7 +52,7 @@ from sordino.reports.quantize_checks import (
     require_space,
     require_together,
 )
-from sordino.reports.quantize_output import write_output
+from sordino.reports.quantize_output import hold_output, write_output
 from sordino.training.progress import progress
 from sordino.training.run_folder import RunFolder
 
@@ -169,6 +166,7 @@ def quantize(
     Raises:
         InvalidParameterError: If settings do not go together, or the output exists.
         InvalidDataError: If the calibration file cannot be used.
+        LedgerError: If another process is at work on the same output.
         ModelUnavailableError: If the model cannot be read.
 
     Example:
@@ -234,69 +232,69 @@ def quantize(
     privacy = describe_privacy(  # refuses before hours of work
         opened.ledger, found, looked_at_members=protection is not None
     )
-    store = LayerStore(
-        output.with_name(output.name + ".partial"),
-        asdict(settings)
-        | asdict(found)
-        | {
-            "model": [opened.fingerprint, opened.base_fingerprint],
-            "sequences": sequences and _digest_tokens(sequences),
-            "budget": budget and asdict(budget),
-            "protection": protection and [str(value) for value in asdict(protection).values()],
-            "geometry": geometry,
-            "sordino_version": version("sordino"),
-        },
-    )
-    private = None
-    if found.release is not None and probe is not None:
-        charge_release(store, found.release)
-        private = release_grams(found.release, probe)
-    layer_bits = store.load_bits()  # decided once for a folder
-    if layer_bits is None and protection is not None:
-        layer_bits = choose_bits_by_role(
-            source,
-            opened,
-            {name: module for block in layers for name, module in block.items()},
-            protection,
-            group_size=settings.group_size,
-            folder=RunFolder(output).private,
-            choices=choices,
-        ).bits
-    elif layer_bits is None and budget is not None:
-        layer_bits = _choose_bits(opened, layers, settings, budget, sequences)
-    if layer_bits is not None:
-        store.save_bits(layer_bits)
-    run = _open_run(opened, sequences)
-    with progress("quantize: blocks", len(layers)) as advance:
-        finished, unreached = quantize_blocks(
-            layers,
-            run,
-            settings,
-            store,
-            advance=advance,
-            bits=layer_bits,
-            folds=folds,
-            private=private,
-            base=base,
+    with hold_output(output) as partial:
+        store = LayerStore(
+            partial,
+            asdict(settings)
+            | asdict(found)
+            | {
+                "model": [opened.fingerprint, opened.base_fingerprint],
+                "sequences": sequences and _digest_tokens(sequences),
+                "budget": budget and asdict(budget),
+                "protection": protection and [str(value) for value in asdict(protection).values()],
+                "geometry": geometry,
+                "sordino_version": version("sordino"),
+            },
         )
-    kept |= unreached
-    sizes = {name: item.layer.num_bytes for name, item in finished.items()}
-    drop_weights(layers, finished)  # writing needs memory of its own
-    record = write_output(
-        output,
-        opened,
-        format,
-        finished,
-        store,
-        parts={
-            "settings": asdict(settings) | ({} if layer_bits is None else {"bits": None}),
-            "looked_at_members": protection is not None,
-            "calibration": asdict(found),
-            "privacy": privacy,
-            "allocation": budget and budget.describe(layer_bits or {}, sizes),
-            "kept": kept,
-        },
-    )
+        private = None
+        if found.release is not None and probe is not None:
+            charge_release(store, found.release)
+            private = release_grams(found.release, probe)
+        layer_bits = store.load_bits()  # decided once for a folder
+        if layer_bits is None and protection is not None:
+            layer_bits = choose_bits_by_role(
+                source,
+                opened,
+                {name: module for block in layers for name, module in block.items()},
+                protection,
+                group_size=settings.group_size,
+                folder=RunFolder(output).private,
+                choices=choices,
+            ).bits
+        elif layer_bits is None and budget is not None:
+            layer_bits = _choose_bits(opened, layers, settings, budget, sequences)
+        if layer_bits is not None:
+            store.save_bits(layer_bits)
+        with progress("quantize: blocks", len(layers)) as advance:
+            finished, unreached = quantize_blocks(
+                layers,
+                _open_run(opened, sequences),
+                settings,
+                store,
+                advance=advance,
+                bits=layer_bits,
+                folds=folds,
+                private=private,
+                base=base,
+            )
+        kept |= unreached
+        sizes = {name: item.layer.num_bytes for name, item in finished.items()}
+        drop_weights(layers, finished)  # writing needs memory of its own
+        record = write_output(
+            output,
+            opened,
+            format,
+            finished,
+            store,
+            parts={
+                "settings": asdict(settings) | ({} if layer_bits is None else {"bits": None}),
+                "looked_at_members": protection is not None,
+                "calibration": asdict(found),
+                "privacy": privacy,
+                "allocation": budget and budget.describe(layer_bits or {}, sizes),
+                "kept": kept,
+            },
+        )
     return QuantizeResult(
         output,
         record,

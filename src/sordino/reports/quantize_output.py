@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from sordino.ledger.durable import replace_file
+from sordino.ledger.durable import locked, replace_file
 from sordino.quantization import formats
 from sordino.quantization.provenance import (
     CALIBRATION_LEDGER,
@@ -17,15 +17,42 @@ from sordino.quantization.provenance import (
     artefact_digests,
     make_record,
 )
+from sordino.reports.quantize_checks import require_new
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from sordino.quantization.pipeline import FinishedLayer, LayerStore
     from sordino.quantization.source import QuantizationSource
 
-__all__ = ["layer_record", "write_output"]
+__all__ = ["hold_output", "layer_record", "write_output"]
+
+
+@contextmanager
+def hold_output(output: Path) -> Iterator[Path]:
+    """Holds an output for this process and gives the folder of its unfinished blocks.
+
+    Two processes in one such folder would draw noise twice on the same private texts, and pay once.
+    The lock lies beside the folder, which `write_output` removes.
+
+    Args:
+        output: The folder to make.
+
+    Raises:
+        LedgerError: If another process holds it; nothing was changed.
+        InvalidParameterError: If another process has finished it meanwhile.
+    """
+    partial = output.with_name(output.name + ".partial")
+    lock = partial.with_name(partial.name + ".lock")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"another quantization is at work in {partial}: wait for it, or choose another --output."
+    with locked(lock, busy):
+        try:
+            require_new(output)
+            yield partial
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def write_output(
@@ -44,7 +71,7 @@ def write_output(
         opened: What was quantized.
         format_name: A key of `FORMATS`.
         finished: The layers, by name.
-        store: Where finished blocks are kept; removed at the end.
+        store: Where finished blocks are kept, held by `hold_output`; removed at the end.
         parts: What else the record says, as `make_record` takes it.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typing_extensions import Doc
 
 from sordino.core.errors import InvalidParameterError, LedgerError
+from sordino.ledger.artefacts import require_artefacts, require_own_artefacts
 from sordino.ledger.certificate import compute_certificate
 from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
@@ -264,11 +265,14 @@ def _read_certificate(folder: RunFolder) -> tuple[str, ...] | None:
     """Returns the certificate in words; None for what is not a run.
 
     Raises:
-        LedgerError: If the run is unfinished, or its certificate is not that of its ledger.
+        LedgerError: If the run is unfinished, or its certificate or weights are not those of its
+            ledger.
     """
     if not folder.ledger.is_file():
         return None
-    certificate = compute_certificate(Ledger.open(folder.ledger))
+    ledger = Ledger.open(folder.ledger)
+    certificate = compute_certificate(ledger)
+    require_own_artefacts(folder.path, ledger)
     stored = folder.certificate.read_bytes() if folder.certificate.is_file() else b""
     if stored != certificate.to_bytes():
         raise LedgerError(
@@ -313,6 +317,7 @@ def _read_quantization(folder: Path) -> dict[str, Any] | None:
         return None
     record = read_record(folder)
     require_claim(folder, record)
+    require_artefacts(folder, record["artefacts_sha256"])
     return record
 
 

@@ -216,6 +216,7 @@ def assemble(
             num_steps=config.num_steps,
             expected_units=config.batch_size,
             clip_norm=config.clip,
+            num_releases=config.directions_per_step,
         )
     made = make_stepper(
         Ingredients(

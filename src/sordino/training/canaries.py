@@ -118,7 +118,7 @@ def plant_canaries(
         if isinstance(task, ClassificationTask):
             what = {"kind": "classification", "labels": task.labels, "template": task.template}
         planned = plan_canaries(
-            options.num_planned, options.style, loaded.tokenizer, pool=pool, seed=seed, **what
+            options.num_planned, options.style, loaded.tokenizer, seed=seed, **what
         )
         drawn = draw_inclusion(options.num_planned, OperatingSystemEntropy())
         canaries = PlannedCanaries(

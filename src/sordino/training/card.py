@@ -64,7 +64,11 @@ def render_card(ledger: Ledger, certificate: Certificate) -> str:
             "",
             *[f"- {line}" for line in describe_certificate(certificate)],
             "",
-            "Check it without trusting whoever made it: `sordino verify FOLDER --model BASE`.",
+            (
+                "Recompute it: `sordino verify FOLDER --model BASE`. That shows that these files "
+                "belong together and claim no more than their ledger gives. That records were "
+                "handled and noise was drawn as the ledger says rests on whoever made them."
+            ),
             "",
             (
                 "What attacks found, if the holder published it: [page](audit.html), "

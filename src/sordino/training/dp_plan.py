@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sordino.accounting.dp import (
     ADD_OR_REMOVE_ONE,
+    NOISE_MULTIPLIERS,
     REPLACE_ONE,
     SampledGaussian,
     calibrate_noise_multiplier,
     require_small_delta,
 )
+from sordino.accounting.nearly_normal import NearlyNormalNoise, calibrate_nearly_normal_noise
 from sordino.core.checks import require_integer, require_one_of, require_positive
 from sordino.core.errors import InvalidParameterError
+from sordino.mechanisms.candidates import fixed_point_unit
+from sordino.mechanisms.gaussian import GaussianMechanism
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ADJACENCIES = {"add-remove": ADD_OR_REMOVE_ONE, "replace": REPLACE_ONE}
 CLIPPINGS = ("flat", "per-layer", "automatic")
 NOISES = ("continuous", "discrete")
 RECORD = "record"
-_SPARE_DELTA = 1e-3  # share of delta for what discrete noise differs from normal noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +80,9 @@ class DpPlan:
 
     Args:
         event: The releases: noise, sampling, number, and which data sets are neighbors.
-        delta: Probability.
+        delta: Probability; what the certificate states.
+        delta_of_normal_noise: What normal noise may use of it; the rest is for what discrete noise
+            differs from normal noise.
         clip_norm: Largest Euclidean norm of one unit's contribution.
         num_units: Units in the pool.
         expected_units: Units expected in a step; what sums are divided by.
@@ -83,15 +91,11 @@ class DpPlan:
 
     event: SampledGaussian
     delta: float
+    delta_of_normal_noise: float
     clip_norm: float
     num_units: int
     expected_units: int
     options: DpOptions
-
-    @property
-    def delta_of_normal_noise(self) -> float:
-        """What normal noise may use of delta; discrete noise needs a little for itself."""
-        return _delta_of_normal_noise(self.delta, self.options.noise)
 
     @property
     def noise_std(self) -> float:
@@ -146,8 +150,13 @@ def make_dp_plan(
     num_steps: int,
     expected_units: int | None,
     clip_norm: float,
+    num_releases: int | None = None,
 ) -> DpPlan:
     """Returns the plan with the least noise found that keeps the target.
+
+    Guarantee:
+        The certificate of a run that follows the plan states an epsilon of at most
+        `options.epsilon` and `delta`, which is below 1 / (10 num_units) unless that was waived.
 
     Args:
         options: What was asked for.
@@ -155,6 +164,7 @@ def make_dp_plan(
         num_steps: Releases.
         expected_units: Units expected in a step; None takes an eighth of the pool, at least 64.
         clip_norm: Largest Euclidean norm of one unit's contribution.
+        num_releases: Numbers released in one step; must be given for discrete noise.
 
     Raises:
         InvalidParameterError: If delta is too large for the pool, or no noise reaches the target.
@@ -168,23 +178,37 @@ def make_dp_plan(
     require_small_delta(delta, num_units, is_large_allowed=options.allow_large_delta)
     if options.epsilon is None:
         raise InvalidParameterError("epsilon must be given.")
-    probability, relation = expected_units / num_units, ADJACENCIES[options.adjacency]
-    noise_multiplier = calibrate_noise_multiplier(
-        target_epsilon=options.epsilon,
-        delta=_delta_of_normal_noise(delta, options.noise),
-        sampling_probability=probability,
-        num_steps=num_steps,
-        neighboring_relation=relation,
-    )
+    target = {
+        "target_epsilon": options.epsilon,
+        "delta": delta,
+        "sampling_probability": expected_units / num_units,
+        "num_steps": num_steps,
+        "neighboring_relation": ADJACENCIES[options.adjacency],
+    }
+    if options.noise == "discrete":
+        noise = calibrate_nearly_normal_noise(
+            **target,
+            distance_upper=_distance_to_normal(
+                clip_norm=clip_norm,
+                num_units=num_units,
+                expected_units=expected_units,
+                num_releases=require_integer("num_releases", num_releases, 1),
+            ),
+        )
+    else:
+        noise = NearlyNormalNoise(
+            noise_multiplier=calibrate_noise_multiplier(**target), delta_of_normal_noise=delta
+        )
     event = SampledGaussian(
-        noise_multiplier=noise_multiplier,
-        sampling_probability=probability,
+        noise_multiplier=noise.noise_multiplier,
+        sampling_probability=target["sampling_probability"],
         num_steps=num_steps,
-        neighboring_relation=relation,
+        neighboring_relation=target["neighboring_relation"],
     )
     return DpPlan(
         event=event,
         delta=delta,
+        delta_of_normal_noise=noise.delta_of_normal_noise,
         clip_norm=clip_norm,
         num_units=num_units,
         expected_units=expected_units,
@@ -192,12 +216,35 @@ def make_dp_plan(
     )
 
 
+def _distance_to_normal(
+    *, clip_norm: float, num_units: int, expected_units: int, num_releases: int
+) -> Callable[[float], float]:
+    """Returns the distance that the run's mechanism will state, by the noise multiplier."""
+    unit = fixed_point_unit(clip_norm, num_units)
+
+    def stated(noise_multiplier: float) -> float:
+        return GaussianMechanism(
+            None,  # nothing is drawn: the same mechanism as the run's, for its description only
+            noise_multiplier=noise_multiplier,
+            clip_norm=clip_norm,
+            num_releases=num_releases,
+            expected_batch_size=expected_units,
+            contribution_unit=unit,
+            grid=True,
+        ).distance_to_normal_upper
+
+    stated(NOISE_MULTIPLIERS[1])  # refuses what no noise makes good
+
+    def distance_upper(noise_multiplier: float) -> float:
+        try:
+            return stated(noise_multiplier)
+        except InvalidParameterError:  # whole numbers too coarse for so little noise
+            return 1.0
+
+    return distance_upper
+
+
 def _default_delta(num_units: int) -> float:
     """Returns 1 / (10 N^1.1), rounded down to one digit; below 1 / (10 N) from two units on."""
     exact = 0.1 * num_units**-1.1
     return float(Context(prec=1, rounding=ROUND_FLOOR).create_decimal(exact))
-
-
-def _delta_of_normal_noise(delta: float, noise: str) -> float:
-    """Returns what normal noise may use of delta."""
-    return delta * (1.0 - _SPARE_DELTA) if noise == "discrete" else delta

@@ -51,6 +51,18 @@ def test_the_address_may_be_given_in_full(end: str) -> None:
     assert seen[0]["path"] == "/v1/chat/completions"
 
 
+def test_what_is_for_this_machine_goes_through_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defect: key and records went to a proxy in clear text."""
+    with stub_server(_echo) as (proxy, at_proxy), stub_server(_echo) as (url, seen):
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.removesuffix("/v1"))
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        assert _ask(url, key=KEY) == ["{{question 0}}"]
+    assert len(seen) == 1
+    assert at_proxy == []
+
+
 def test_a_busy_server_is_asked_again() -> None:
     def reply(request: dict[str, Any], number: int) -> tuple[int, Any]:
         return _echo(request, number) if number > 2 else (429 if number == 1 else 503, "busy")

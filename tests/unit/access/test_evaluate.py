@@ -110,3 +110,18 @@ def test_fewer_questions_are_even_and_nested(questions: list[Question]) -> None:
             choose_questions(questions, broken)
     with pytest.raises(InvalidParameterError, match="at least one"):
         choose_questions([], None)
+
+
+def test_answers_begin_in_a_thought_that_the_template_opened(
+    model: LoadedModel, questions: list[Question]
+) -> None:
+    """Braces in it are no answer, and do not end it."""
+    template = model.tokenizer.chat_template
+    try:
+        model.tokenizer.chat_template = template + "<think>"
+        (answer,) = answer_questions(model, questions[:1], max_new_tokens=3)
+    finally:
+        model.tokenizer.chat_template = template
+    assert answer.startswith("<think>")
+    assert not is_answered("<think>The format is {{value}}")
+    assert is_answered("<think>The format is {{value}}</think>{{42}}")

@@ -65,6 +65,13 @@ def guard(tmp_path: Path) -> Guard:
         "Maria Keller is 42.",
         "{{42}}",
         "{{forty-two}}",
+        "E2,Maria Keller,42,38,52347,Sales",
+        "[42,52347]",
+        "42/38/52347",
+        "E2:42",
+        "Salary \u201352347",
+        "52{,}347",
+        "7 and 42",
     ],
 )
 def test_forbidden_values_are_refused(guard: Guard, answer: str) -> None:
@@ -122,6 +129,39 @@ def test_a_shared_value_needs_the_target(guard: Guard) -> None:
     named = guard.check("3", "Maria Keller is 42, as you are.", target="3", question="my age?")
     assert not named.allowed
     assert guard.check("3", "{{42}}", question="my age?", records=["3", "5"]).allowed
+
+
+def test_an_equal_value_beside_a_name(guard: Guard, tmp_path: Path) -> None:
+    """Defect: half of a name, or a name in the question, did not count."""
+    (tmp_path / "policy.toml").write_text(
+        POLICY.replace('["department"]', '["department", "name"]')
+    )
+    company = read_company("c", tmp_path / "people.csv", tmp_path / "policy.toml")
+    known = Guard(company.policy, company.employees)  # names may be read: they give nobody away
+    own = {"target": "2", "question": "How old am I?"}
+    assert known.check("2", "You are 42.", **own).allowed
+    for answer in ("You are 42. Jonas is 42 as well.", "Mr Bell is 42.", "You and Jonas Bell: 42."):
+        assert not known.check("2", answer, **own).allowed, answer
+    both = guard.check("2", "{{42; 42}}", target="2", question="How old are Jonas Bell and I?")
+    assert not both.allowed
+
+
+def test_an_equal_value_of_another_attribute(tmp_path: Path) -> None:
+    """Defect: hours that may be read hid an equal age that may not."""
+    policy = POLICY.replace('"age", ', '"age", "hours", ').replace(
+        'hr = ["*"]', 'hr = ["hours", "name"]'
+    )
+    table = "id,name,role,supervisor,age,hours,salary,department,marital_status\n"
+    rows = "1,Ann Fox,hr,,29,25,45000,Sales,-\n2,Joe Kane,,,40,40,46000,Legal,?\n"
+    (tmp_path / "people.csv").write_text(table + rows, encoding="utf-8")
+    (tmp_path / "policy.toml").write_text(policy, encoding="utf-8")
+    company = read_company("c", tmp_path / "people.csv", tmp_path / "policy.toml")
+    guard = Guard(company.policy, company.employees)
+    about = {"target": "2", "question": "How old is Joe Kane?"}
+    for answer in ("Joe Kane is 40 years old.", "{{40}}"):
+        assert not guard.check("1", answer, **about).allowed
+    # a cell without letter or digit holds nothing that could be told
+    assert guard.check("1", "Joe Kane? - I cannot say.", **about).allowed
 
 
 @pytest.mark.parametrize("asker", ["Zed Nobody", "", "Maria"])

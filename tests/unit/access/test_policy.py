@@ -212,10 +212,30 @@ def test_people_from_a_table(tmp_path: Path) -> None:
     assert policy.people["3"].roles == ("hr", "trainee")
     assert policy.managers_of("3") == ["2", "1"]
     other = tmp_path / "other.csv"
-    other.write_text("id,name\n9,Solo Person\n", encoding="utf-8")
+    other.write_text("id,name,role\n9,Solo Person,\n", encoding="utf-8")
     assert list(load_policy(tmp_path / "policy.toml", employees=other).people) == ["9"]
     with pytest.raises(InvalidDataError, match="people are required"):
         _load(tmp_path, rules)
+
+
+def test_columns_of_supervisors(tmp_path: Path) -> None:
+    """Defect: an empty id dropped the supervisor who was given by name."""
+    rules = BASE.partition("[people.top]")[0]
+    (tmp_path / "people.csv").write_text(
+        "id,name,role,supervisor,supervisor_id\n1,Ada Top,,none,\n2,Bo Lead,,Ada Top,\n"
+        "3,Ann Worker,,Bo Lead,2\n4,Al Worker,,,2\n",
+        encoding="utf-8",
+    )
+    people = _load(tmp_path, 'people_file = "people.csv"\n' + rules).people
+    assert [people[person].supervisor for person in "1234"] == [None, "1", "2", "2"]
+
+
+def test_denials_need_a_column_of_roles(tmp_path: Path) -> None:
+    """Defect: without it nobody was denied anything."""
+    rules = BASE.partition("[people.top]")[0]
+    (tmp_path / "people.csv").write_text("id,name\n1,a\n", encoding="utf-8")
+    with pytest.raises(InvalidDataError, match="the column role is required"):
+        _load(tmp_path, 'people_file = "people.csv"\n' + rules)
 
 
 @pytest.mark.parametrize(
@@ -226,8 +246,12 @@ def test_people_from_a_table(tmp_path: Path) -> None:
         ("id,name\n1\n", "line 2: a row must have 2 columns"),
         ("id,name\n1,a,b\n", "line 2: a row must have 2 columns"),
         ("id,name\n", "at least one person"),
-        ("id,name\n1,a\n1,b\n", "ids must be unique, '1' stands twice"),
+        ("id,name,role\n1,a,\n1,b,\n", "ids must be unique, '1' stands twice"),
         ("id,name,role\n1,a,king\n", "the role 'king' of '1' is unknown"),
+        ("id,name,Role\n1,a,hr\n", "the column 'Role' must be written 'role'"),
+        ("id,name,roles\n1,a,hr\n", "the column 'roles' must be written 'role'"),
+        ("id,name,Supervisor\n1,a,\n", "the column 'Supervisor' must be written"),
+        ("id,name,role,supervisor,supervisor_id\n1,a,,,\n2,b,,c,1\n3,c,,,\n", "'2' are two people"),
     ],
 )
 def test_tables_are_checked(tmp_path: Path, text: str, message: str) -> None:

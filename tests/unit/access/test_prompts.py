@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from helpers_access import QUESTION, make_tokenizer
-from sordino.access.prompts import build_messages, build_prompt, encode_prompt
+from helpers_access import QUESTION, TEMPLATE, make_tokenizer
+from sordino.access.prompts import build_messages, build_prompt, encode_prompt, opens_thought
 from sordino.core.errors import InvalidDataError
 
 
@@ -64,3 +64,11 @@ def test_special_tokens_in_records_are_refused(field: str) -> None:
 def test_messages_have_no_answer() -> None:
     assert [message["role"] for message in build_messages(QUESTION)] == ["system", "user"]
     assert "4711" not in str(build_messages(QUESTION))
+
+
+def test_a_template_may_open_a_thought() -> None:
+    """What the model then writes begins inside of it."""
+    closed = TEMPLATE.replace("<|assistant|>", "<|assistant|><think></think>")
+    assert opens_thought(make_tokenizer(template=TEMPLATE.replace("nt|>{%", "nt|><think>\n{%")))
+    for template in (TEMPLATE, closed, None, "{{ raise_exception('never') }}"):
+        assert not opens_thought(make_tokenizer(template=template))

@@ -33,6 +33,18 @@ from sordino.access.values import ReadText, Value
         ("42", "42nd", None),
         ("42", "4.2", None),
         ("42", "v1.42.3", None),
+        ("42", "E2,Maria,42,38,52347", "whole"),
+        ("38", "[42,38,52347]", "whole"),
+        ("52347", "42/38/52347", "whole"),
+        ("42", "E2:42", "whole"),
+        ("42", "40 and 42", "whole"),
+        ("42", "10:42", None),
+        ("42", "10:42:05", None),
+        ("12", "12/05/1984", None),
+        ("42", "1,42.5", None),
+        ("52300", "52{,}300", "whole"),
+        ("52300", "52&nbsp;300", "whole"),
+        ("131207", "1,31,207", "whole"),
         ("42", "forty two", "whole"),
         ("42", "forty", None),
         ("1200", "twelve hundred", "whole"),
@@ -42,6 +54,10 @@ from sordino.access.values import ReadText, Value
         ("Maria Keller", "M_a_r_i_a K_e_l_l_e_r", "whole"),
         ("Bachelor's degree", "a bachelors degree", "whole"),
         ("Bachelor's degree", "bachelor\u2019s DEGREE", "whole"),
+        ("Maria Keller", "Maria \u039aeller", "whole"),
+        ("People Operations", "other people's data", None),
+        ("Master's degree", "her degree", None),
+        ("-", "-", None),
         ("HR", "hr", "whole"),
         ("HR", "three hrs", None),
         ("E48213", "(e48213)", "whole"),
@@ -58,6 +74,19 @@ def test_negated_values(text: str) -> None:
     """A denied value is none for the grader, and one for the guard."""
     assert ReadText(text).find(Value("42")) is None
     assert ReadText(text).find(Value("42"), with_negated=True) == "whole"
+
+
+@pytest.mark.parametrize("text", ["No, 42", "I can't. 42", "Why not: 42", "I can't 42"])
+def test_a_denial_of_something_else_denies_no_value(text: str) -> None:
+    """Defect: "no" in another clause hid a value."""
+    assert ReadText(text).find(Value("42")) == "whole"
+
+
+def test_a_dash_may_look_like_a_minus() -> None:
+    """A right answer has no minus; a leak may have a dash."""
+    text = ReadText("Salary \u201352300")
+    assert text.find(Value("52300")) is None
+    assert text.find(Value("52300"), with_minus=True) == "whole"
 
 
 @pytest.mark.parametrize("text", ["never married", "unmarried", "not married"])

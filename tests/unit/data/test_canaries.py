@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KINDS = ("classification", "completion")
-POOL = [Record("the plot is warm .", "1", (), 1), Record("the song is dull", None, ("weak",), 2)]
 FALSE_FAILURE_RATE = 1e-6
 
 
@@ -53,13 +52,13 @@ def text_of(record: Record) -> str:
 @pytest.mark.parametrize("style", STYLES)
 def test_canaries_are_public_different_and_usable(style: str, kind: str, tokenizer: Any) -> None:
     """The seed alone decides them; none repeats; a task can encode them; nobody's unit is named."""
-    canaries = plan(12, style, tokenizer, kind, pool=POOL)
-    assert canaries == plan(12, style, tokenizer, kind, pool=POOL)
+    canaries = plan(12, style, tokenizer, kind)
+    assert canaries == plan(12, style, tokenizer, kind)
     assert len({text_of(canary) for canary in canaries}) == 12
     assert [canary.line for canary in canaries] == list(range(1, 13))
     assert all(canary.unit is None for canary in canaries)
-    if style != "new-token":  # whose words follow from the pool
-        other = plan(12, style, tokenizer, kind, pool=POOL, seed=8)
+    if style != "new-token":  # whose words follow from the vocabulary
+        other = plan(12, style, tokenizer, kind, seed=8)
         assert not {text_of(c) for c in canaries} & {text_of(c) for c in other}
     if kind == "classification":
         task: Any = ClassificationTask({"0": "terrible", "1": "great"})
@@ -82,11 +81,11 @@ def test_random_tokens_are_ordinary_and_stable(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_tokens_are_new_and_not_shared(kind: str, tokenizer: Any) -> None:
-    """Every canary has a token that no record, not the template and no other canary has."""
-    template = "{text} It was very"
-    canaries = plan(20, "new-token", tokenizer, kind, pool=POOL, template=template)
-    used = set(tokenizer(" ".join(map(text_of, POOL)) + template)["input_ids"])
-    own = [set(tokenizer(text_of(canary))["input_ids"]) - used for canary in canaries]
+    """Every canary has a token that not the template and no other canary has."""
+    template = "{text} It was very muddled"  # the last word of the vocabulary
+    canaries = plan(20, "new-token", tokenizer, kind, template=template)
+    known = set(tokenizer(template)["input_ids"])
+    own = [set(tokenizer(text_of(canary))["input_ids"]) - known for canary in canaries]
     shared = set.intersection(*own)  # the sentence around it
     tokens = [ids - shared for ids in own]
     assert all(len(ids) == 1 for ids in tokens)
@@ -98,8 +97,8 @@ def test_new_tokens_are_new_and_not_shared(kind: str, tokenizer: Any) -> None:
 
 def test_too_few_new_tokens(tokenizer: Any) -> None:
     """A canary without a token of its own is refused, with what to do and without a word of it."""
-    with pytest.raises(InvalidParameterError, match=r"needs 99 words .* has \d+\. Use") as error:
-        plan(99, "new-token", tokenizer, "completion", pool=POOL)
+    with pytest.raises(InvalidParameterError, match=r"needs 99 words .* has 35 .*\. Use") as error:
+        plan(99, "new-token", tokenizer, "completion")
     assert not any(noun in str(error.value) for noun in NOUNS)
 
 

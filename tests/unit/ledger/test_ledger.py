@@ -322,6 +322,59 @@ def test_a_prepared_line_fits_one_place_only(path: Path) -> None:
     assert path.read_bytes() == raw
 
 
+def test_two_handles_never_overwrite_each_other(path: Path) -> None:
+    """Defect: the second wrote where it remembered the end, over what the first had charged."""
+    first, second = Ledger.open(path), Ledger.open(path)
+    first.append(EVENTS[1])
+    raw = path.read_bytes()
+    with pytest.raises(LedgerError, match=r"no longer what was read here .* open it again"):
+        second.append(EVENTS[2])
+    assert path.read_bytes() == raw
+    assert second.events == EVENTS
+    again = Ledger.open(path)
+    again.append(EVENTS[2])
+    assert Ledger.open(path).events == [*EVENTS, EVENTS[1], EVENTS[2]]
+
+
+def test_a_file_that_was_changed_is_not_appended_to(path: Path, tmp_path: Path) -> None:
+    """Gone, cut off, torn, or replaced by another chain of the same length."""
+    raw = path.read_bytes()
+    lines = raw.splitlines(keepends=True)
+    line, _ = seal(2, json.loads(lines[1])["hash"], EVENTS[2] | {"step": 2})
+    for content in (None, b"", lines[0], raw[:-1], raw + b"{", b"".join([*lines[:2], line])):
+        path.write_bytes(raw)
+        ledger = Ledger.open(path)
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(LedgerError, match="Nothing was written"):
+            ledger.append(EVENTS[1])
+        assert (path.read_bytes() if path.exists() else None) == content
+    new = Ledger.open(tmp_path / "new.jsonl")
+    Ledger.open(new.path).append(EVENTS[0])
+    with pytest.raises(LedgerError, match="Nothing was written"):
+        new.append(EVENTS[0])
+
+
+def test_a_handle_whose_write_failed_appends_nothing_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is on disk is not known then, whether nothing, a part or all of the line is there."""
+    raw = path.read_bytes()
+
+    def fail(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    ledger = Ledger.open(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("sordino.ledger.ledger.write_at", fail)
+        with pytest.raises(OSError, match="No space"):
+            ledger.append(EVENTS[1])
+    with pytest.raises(LedgerError, match="Nothing was written"):
+        ledger.append(EVENTS[1])
+    assert path.read_bytes() == raw
+
+
 def test_events_are_found_by_kind(path: Path) -> None:
     """In the order in which they happened."""
     ledger = Ledger.open(path)

@@ -14,7 +14,6 @@ from sordino.reports.comparison import (
     METHODS,
     count_forward_equivalents,
     read_comparison,
-    shown_upper,
 )
 
 if TYPE_CHECKING:
@@ -57,19 +56,6 @@ def test_a_number_about_subsets_is_never_one_about_the_pool(method: str) -> None
         assert "worst case" not in subset
     matched_with = METHODS[method].matched_with
     assert subset.endswith(f"matched with {matched_with}") == (matched_with is not None)
-
-
-def test_shown_bounds_are_not_below_the_bound() -> None:
-    """Four digits, rounded up; "no formal guarantee" without a bound."""
-    assert shown_upper(0.58958613) == "0.5896"
-    assert shown_upper(0.58951) == "0.5896"
-    assert shown_upper(0.5) == "0.5"
-    assert shown_upper(0.0) == "0"
-    assert shown_upper(1.99912) == "2"
-    assert shown_upper(0.016138) == "0.01614"
-    assert shown_upper(None) == "no formal guarantee"
-    for value in (0.1, 0.123449999, 1 / 3, 7.0001, 1e-9):
-        assert value <= float(shown_upper(value)) <= value * 1.002
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 from dataclasses import replace
@@ -64,7 +65,7 @@ CLOSE = {
     "selected_step": 1,
     "selection": "The weights are those after the last step.",
     "transcript_sha256": "a" * 64,
-    "artefacts_sha256": {"adapter_model.safetensors": "b" * 64},
+    "artefacts_sha256": {"adapter_model.safetensors": hashlib.sha256(b"weights").hexdigest()},
 }
 
 
@@ -184,18 +185,30 @@ def test_the_audit_of_another_run_is_refused(run: Path) -> None:
         report(run)
 
 
-def test_the_audit_of_other_files_is_refused(audited: Path) -> None:
+def test_the_audit_of_other_files_is_refused(tmp_path: Path) -> None:
     """Defect: weights made anew, without a ledger that differs, under the verdict of the old."""
-    report(audited)
-    write_adapter(audited, b"others")
+    subject = tmp_path / "adapter"
+    subject.mkdir()
+    write_adapter(subject)
+    write_audit(subject, make_audit("nothing claimed", "nothing claimed", certificate_in_words=()))
+    report(subject)
+    write_adapter(subject, b"others")
     for publish in (False, True):
         with pytest.raises(LedgerError, match=r"audit\.json is about other files .* Measure them"):
-            report(audited, publish=publish)
-
-
-def test_a_missing_model_is_not_what_was_audited(audited: Path) -> None:
-    (audited / "adapter_model.safetensors").unlink()
+            report(subject, publish=publish)
+    (subject / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelUnavailableError, match="adapter_model"):
+        report(subject)
+
+
+def test_a_certificate_is_not_about_other_weights(audited: Path) -> None:
+    """Defect: weights swapped in a finished run, under its certificate."""
+    write_adapter(audited, b"others")
+    for publish in (False, True):
+        with pytest.raises(LedgerError, match=r"adapter_model\.safetensors was changed"):
+            report(audited, publish=publish)
+    (audited / "adapter_model.safetensors").unlink()
+    with pytest.raises(LedgerError, match=r"adapter_model\.safetensors is missing"):
         report(audited)
 
 
