@@ -200,7 +200,7 @@ def _find_ledger(folder: Path) -> tuple[Ledger | None, str, bool]:
         require_own_artefacts(folder, ledger)
         return ledger, "run", False
     if (folder / RECORD).is_file() and (folder / SOURCE_LEDGER).is_file():
-        require_artefacts(folder, read_record(folder)["artefacts_sha256"])
+        require_artefacts(folder, read_record(folder))
         privacy = recompute_privacy(folder)  # not what the folder says of itself
         return Ledger.open(folder / SOURCE_LEDGER), "quantized run", bool(privacy["is_voided"])
     return None, "model", False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sordino.core.errors import LedgerError
 
@@ -25,16 +25,23 @@ def require_own_artefacts(folder: Path, ledger: Ledger) -> None:
     Raises:
         LedgerError: If a file is missing or another one.
     """
-    closing = ledger.events[-1] if ledger.events else {}
-    require_artefacts(folder, closing.get("artefacts_sha256", {}))
+    if ledger.events and ledger.events[-1].get("kind") == "close":
+        require_artefacts(folder, ledger.events[-1])
 
 
-def require_artefacts(folder: Path, recorded: Mapping[str, str]) -> None:
-    """Raises unless a folder holds the recorded files; others may lie beside them.
+def require_artefacts(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raises unless a folder holds the files that a record names; others may lie beside them.
+
+    Args:
+        folder: The folder.
+        record: Its `artefacts_sha256` are hashes by name.
 
     Raises:
-        LedgerError: If a file is missing or another one.
+        LedgerError: If no file is named, or one is missing or another one.
     """
+    recorded = record.get("artefacts_sha256")
+    if not isinstance(recorded, dict) or not recorded:
+        raise LedgerError(f"{folder}: the record of its files names none of them.")
     for name, digest in recorded.items():
         try:
             with (folder / name).open("rb") as file:

@@ -317,7 +317,7 @@ def _read_quantization(folder: Path) -> dict[str, Any] | None:
         return None
     record = read_record(folder)
     require_claim(folder, record)
-    require_artefacts(folder, record["artefacts_sha256"])
+    require_artefacts(folder, record)
     return record
 
 

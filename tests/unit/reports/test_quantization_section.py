@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,7 @@ def make_content(kind: str = "public", **changes: Any) -> dict[str, Any]:
         "allocation": None,
         "kept": {"lm_head": "outside the blocks"},
         "layers": make_layers(),
+        "artefacts_sha256": {"model.safetensors": hashlib.sha256(b"weights").hexdigest()},
     }
     return json.loads(make_record(**parts | changes))
 
@@ -91,6 +93,7 @@ def folder(tmp_path: Path) -> Path:
     """A quantized model, as far as a report looks at it."""
     path = tmp_path / "q"
     path.mkdir()
+    (path / "model.safetensors").write_bytes(b"weights")
     write(path, make_content())
     return path
 
@@ -135,6 +138,16 @@ def test_the_page_loads_nothing_and_states_the_claim(folder: Path) -> None:
     assert "Nothing is claimed: this is not a Sordino run" in page.text
     assert "What quantization did" in page.text
     assert len([a for a in page.named("circle") if "point" in a.get("class", "")]) > 18
+
+
+def test_other_weights_are_not_what_was_quantized(folder: Path) -> None:
+    """Defect: a record's claim was shown for weights that had been swapped."""
+    (folder / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(LedgerError, match=r"model\.safetensors was changed"):
+        report(folder)
+    write(folder, make_content(artefacts_sha256={}))
+    with pytest.raises(LedgerError, match="names none of them"):
+        report(folder)
 
 
 @pytest.mark.parametrize("changes", [{}, {"looked_at_members": True}])
