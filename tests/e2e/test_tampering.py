@@ -12,6 +12,7 @@ import pytest
 
 import sordino
 from helpers_runs import SMALL, run_cli, sentiment_rows, write_jsonl, write_tiny_model
+from sordino.core.errors import LedgerError
 from sordino.ledger.certificate import compute_certificate
 from sordino.ledger.ledger import GENESIS, Ledger, _hash, canonical_json
 from sordino.training.card import render_card
@@ -192,6 +193,22 @@ def test_file_of_another_run_is_found(name: str, run: Run) -> None:
     """Another run's transcript or weights do not fit this ledger."""
     shutil.copy(run.other / name, run.folder / name)
     assert find_differences(run)
+
+
+def test_no_command_carries_a_claim_over_to_other_weights(run: Run, tmp_path: Path) -> None:
+    """Defect: quantized, audited or reported, swapped weights had the guarantee of the run."""
+    shutil.copyfile(
+        run.other / "adapter_model.safetensors", run.folder / "adapter_model.safetensors"
+    )
+    words = r"adapter_model\.safetensors was changed"
+    with pytest.raises(LedgerError, match=words):
+        sordino.quantize(
+            str(run.folder), output=tmp_path / "q", model=str(run.model), method="nearest"
+        )
+    with pytest.raises(LedgerError, match=words):
+        sordino.audit(str(run.folder), model=str(run.model), num_findings=1)
+    with pytest.raises(LedgerError, match=words):
+        sordino.report(run.folder)
 
 
 def test_wrong_base_model_is_found(
