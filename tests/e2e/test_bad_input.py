@@ -417,7 +417,19 @@ def test_folder_that_cannot_be_made(
 ) -> None:
     """An output below a file is refused in one line."""
     shell = tune(capsys, tiny_model, pool, pool / "run")
-    assert_refused(shell, "Not a directory")
+    assert_refused(shell, "Not a directory", "Check the path and who may write there")
+    assert_nothing_left(tmp_path)
+
+
+def test_a_penalty_needs_something_to_penalize(
+    tmp_path: Path, tiny_model: Path, capsys: Capture
+) -> None:
+    """Defect: a misspelled column was a run without a penalty, which its ledger named."""
+    rows = [row | {"completion": "x", "forbiden": "y"} for row in completion_rows(8)]
+    pool = write_jsonl(tmp_path / "p.jsonl", rows)
+    settings = {"guarantee": "none", "estimator": "first-order", "optimizer": "adamw"}
+    shell = tune(capsys, tiny_model, pool, tmp_path / "run", violation_penalty=1, **settings)
+    assert_refused(shell, "p.jsonl", "the column forbidden")
     assert_nothing_left(tmp_path)
 
 

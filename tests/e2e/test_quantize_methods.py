@@ -410,6 +410,10 @@ def test_an_audit_holds_a_quantized_run_against_what_is_left_of_its_claim(
     assert "What quantization did" in page
     assert ("post-processing, which costs no privacy" in page) == is_public
     assert ("no formal guarantee. Void" in page) == (not is_public)
+    # scores of records must not come to lie in the folder that is handed out
+    part = tmp_path / "q" / "model.safetensors"
+    with pytest.raises(InvalidParameterError, match=r"is a part of .*Name the folder"):
+        sordino.audit(str(part), model=str(wide), control=False, **sides)
     other = write_tiny_model(tmp_path / "other", **WIDE | {"initializer_range": 0.2})
     with pytest.raises(InvalidParameterError, match="not the base that this run started from"):
         sordino.audit(str(tmp_path / "q"), model=str(other), control=False, **sides)
@@ -444,4 +448,8 @@ def test_canaries_of_the_run_are_attacked_after_quantization(
     RunFolder(tuned).canaries.write_bytes(RunFolder(other).canaries.read_bytes())
     for source in ({"run": str(tuned)}, {"run": quantized, "quantized_from": tuned}):
         with pytest.raises(InvalidDataError, match="not the list of canaries of this run"):
+            sordino.audit(model=str(wide), control=False, **source)
+    RunFolder(tuned).canaries.unlink()
+    for source in ({"run": str(tuned)}, {"run": quantized, "quantized_from": tuned}):
+        with pytest.raises(InvalidDataError, match="is missing: the run planned 20 canaries"):
             sordino.audit(model=str(wide), control=False, **source)

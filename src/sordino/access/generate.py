@@ -81,8 +81,8 @@ def generate(
         )
     if (employees_file is None) != (policy is None):
         raise InvalidParameterError(
-            "employees_file and policy must be given together: a table of people, and who may read "
-            "what of them."
+            "--from (employees_file) and --policy must be given together: a table of people, and "
+            "who may read what of them."
         )
     if employees_file is not None and policy is not None:
         own = read_company("own", Path(employees_file), Path(policy))

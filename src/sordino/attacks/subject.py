@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sordino.core.errors import InvalidDataError, InvalidParameterError
+from sordino.core.errors import InvalidDataError, InvalidParameterError, ModelUnavailableError
+from sordino.data.canaries import read_canaries
 from sordino.gradients.objectives import LanguageModel
 from sordino.ledger.artefacts import require_artefacts, require_own_artefacts
 from sordino.ledger.ledger import Ledger
@@ -176,6 +177,42 @@ def require_made_from(subject: Subject, ledger: Path) -> None:
         )
 
 
+def require_whole_folder(source: Path) -> None:
+    """Raises for a file inside a quantized folder: the folder is what has a claim.
+
+    Raises:
+        InvalidParameterError: If it is one.
+    """
+    if source.is_file() and (source.parent / RECORD).is_file():
+        raise InvalidParameterError(
+            f"{source} is a part of {source.parent}, whose {RECORD} says what may be claimed of "
+            f"it. Name the folder: {source.parent}."
+        )
+
+
+def find_canaries(path: Path, ledger: Path) -> PlannedCanaries | None:
+    """Returns the private list of a run's canaries; None where it planned none.
+
+    Args:
+        path: The list.
+        ledger: The run's ledger; it need not exist.
+
+    Raises:
+        InvalidDataError: If the ledger names canaries and the list is not there.
+        LedgerError: If the ledger is damaged.
+    """
+    if path.exists():
+        return read_canaries(path)
+    events = Ledger.open(ledger).events if ledger.is_file() else []
+    described = events[0].get("canaries") if events else None
+    if described is not None:
+        raise InvalidDataError(
+            f"{path} is missing: the run planned {described.get('num_planned')} canaries, and this "
+            "list says which were in. Put it back, or audit with --no-canaries."
+        )
+    return None
+
+
 def require_own_canaries(subject: Subject, planned: PlannedCanaries, path: Path) -> None:
     """Raises unless a list of canaries is that of the run behind a model.
 
@@ -217,12 +254,16 @@ def _open_adapter(
 ) -> Subject:
     """Returns an adapter on its base model, which is the same model with the adapter off."""
     opening = ledger.events[0] if ledger is not None else {}
-    loaded = load_model(
-        base or opening.get("base_model") or read_adapter_base(folder),
-        dtype=dtype,
-        device=device,
-        **held,
-    )
+    named = base or opening.get("base_model") or read_adapter_base(folder)
+    try:
+        loaded = load_model(named, dtype=dtype, device=device, **held)
+    except ModelUnavailableError as error:
+        if base is not None:
+            raise
+        raise ModelUnavailableError(
+            f"{folder.name} was tuned from {named!r}, which is not found by this name here: give "
+            f"its path as the base model. ({error})"
+        ) from None
     _require_started_from(ledger, loaded)
     adapted, fingerprint = load_adapter(loaded.model, folder)
     for name, parameter in adapted.named_parameters():

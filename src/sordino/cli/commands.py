@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXIT_FAILED, EXIT_MISUSE, EXIT_INTERRUPTED = 1, 2, 130
 EXIT_CONTRADICTED = 2  # an audit that breaks a claim must stop a pipeline as misuse does
 JSON_OPTION = "json"
+_WRONG_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _SAFE = (
     "What was charged, released or scored so far is safe: repeat the command, with --resume where "
     "it has that option."
@@ -77,6 +78,10 @@ def failing_in_one_line() -> Iterator[None]:
         message, code = str(error), EXIT_MISUSE
     except BrokenPipeError:
         raise  # whoever reads our output has seen enough; Typer ends quietly
+    except _WRONG_PATH as error:
+        where = f": {error.filename}" if error.filename else ""
+        message = f"{error.strerror or error}{where}. Check the path and who may write there."
+        code = EXIT_MISUSE
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         message, code = f"{error.strerror or error}{where}. {_SAFE}", EXIT_MISUSE

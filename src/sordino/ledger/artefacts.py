@@ -19,14 +19,16 @@ def require_own_artefacts(folder: Path, ledger: Ledger) -> None:
 
     Args:
         folder: The run folder.
-        ledger: Its ledger; one that is not closed names nothing, and `compute_certificate` refuses
-            it.
+        ledger: Its ledger.
 
     Raises:
-        LedgerError: If a file is missing or another one.
+        LedgerError: If the run is unfinished, or a file is missing or another one.
     """
-    if ledger.events and ledger.events[-1].get("kind") == "close":
-        require_artefacts(folder, ledger.events[-1])
+    if not ledger.events or ledger.events[-1].get("kind") != "close":
+        raise LedgerError(
+            f"{folder} is an unfinished run: finish it, with its command and --resume."
+        )
+    require_artefacts(folder, ledger.events[-1])
 
 
 def require_artefacts(folder: Path, record: Mapping[str, Any]) -> None:

@@ -98,6 +98,11 @@ def erase(path: Path) -> None:
     flush_folder(Path(path).parent)
 
 
+def named(path: Path) -> Path:
+    """Returns a path that ends in the folder's own name, which "." and ".." do not."""
+    return path if path.name not in {"", ".."} else path.resolve()
+
+
 @contextlib.contextmanager
 def locked(path: Path, busy: str) -> Iterator[None]:
     """Holds a lock file for this process; made if there is none, and released by any end.

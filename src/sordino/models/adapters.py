@@ -278,7 +278,7 @@ def _choose_targets(
         wanted = repr(unmatched[0]) if unmatched else "an empty list"
         names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
         raise InvalidParameterError(
-            f"target_modules must name linear layers of the model, got {wanted}. There are: "
+            f"target_modules (--lora-targets) must name linear layers, got {wanted}. There are: "
             f"{names}."
         )
     return targets

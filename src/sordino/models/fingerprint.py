@@ -71,7 +71,15 @@ def compute_subject_fingerprint(path: Path) -> str:
     """
     if (path / ADAPTER_FILES[0]).is_file():
         return compute_adapter_fingerprint(path)
-    return compute_fingerprint(path)
+    return compute_fingerprint(only_gguf(path) or path)
+
+
+def only_gguf(folder: Path) -> Path | None:
+    """Returns the one GGUF file of a folder that is no model folder; None for all others."""
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return None
+    files = list(folder.glob("*.gguf"))
+    return files[0] if len(files) == 1 else None
 
 
 def weight_files(folder: Path) -> list[Path]:

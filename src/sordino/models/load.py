@@ -28,7 +28,7 @@ from sordino.models._reading import (
     with_padding_token,
 )
 from sordino.models.embedded import embedded_model_path
-from sordino.models.fingerprint import compute_fingerprint, weight_files
+from sordino.models.fingerprint import compute_fingerprint, only_gguf, weight_files
 from sordino.models.nf4 import pack_base_nf4, require_nf4
 from sordino.models.packed_linear import pack_base
 from sordino.models.rounding import require_base_bits
@@ -216,6 +216,8 @@ def _require_model_path(path: Path) -> Path:
             )
         return path
     if not (path / "config.json").is_file():
+        if (only := only_gguf(path)) is not None:
+            return only
         ggufs = sorted(file.name for file in path.glob("*.gguf"))
         remedy = f"Give the file itself: {path / ggufs[0]}." if ggufs else "Check the path."
         raise ModelUnavailableError(

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typing_extensions import Doc
 
-from sordino.attacks.canaries import read_canaries
 from sordino.attacks.extra_scores import EXTRA_SCORES
 from sordino.attacks.reference_models import REFERENCE_SCORES, ReferenceModels
 from sordino.attacks.scores import SCORES
-from sordino.attacks.subject import open_subject, require_made_from, require_own_canaries
+from sordino.attacks.subject import (
+    find_canaries,
+    open_subject,
+    require_made_from,
+    require_own_canaries,
+    require_whole_folder,
+)
 from sordino.core.checks import require_in_range, require_integer
 from sordino.core.errors import InvalidParameterError
 from sordino.data import RecordFile, default_verbalizers, labels_of, parse_verbalizers
@@ -25,6 +30,7 @@ from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, locke
 from sordino.models import choose_compute_dtype
 from sordino.reports.audit_bench import Bench
 from sordino.reports.audit_measure import Material, choose_rules, require_known
+from sordino.reports.audit_notes import list_notes
 from sordino.reports.audit_record import read_audit
 from sordino.reports.audit_subset import find_subset_game
 from sordino.reports.audit_text import attack_by_writing
@@ -39,7 +45,6 @@ if TYPE_CHECKING:
     from sordino.attacks.subject import Subject
     from sordino.data import Records
     from sordino.ledger.certificate import Certificate
-    from sordino.reports.audit_measure import Measured
     from sordino.reports.audit_record import Audit
 
 DEFAULT_DELTA = 1e-5
@@ -151,9 +156,8 @@ def audit(
     require_integer("num_findings", num_findings, 0)
     require_known(attacks)
     folder = RunFolder(quantized_from or Path(run))
-    planned = None
-    if canaries and folder.canaries.exists():
-        planned = read_canaries(folder.canaries)
+    require_whole_folder(Path(run))
+    planned = find_canaries(folder.canaries, folder.ledger) if canaries else None
     sides = _open_sides(members, nonmembers, unit)
     strings = None if secrets is None else read_secrets(secrets)
     if members is None and planned is None and strings is None and not num_findings:
@@ -231,7 +235,7 @@ def audit(
             num_samples=num_samples if strings is not None else 0,
             notes=(
                 *_keep_earlier(output, subject),
-                *_notes(
+                *list_notes(
                     subject,
                     measured,
                     has_control=how is not None,
@@ -328,61 +332,3 @@ def _delta(asked: float | None, certificate: Certificate | None) -> float:
     if certificate is None or certificate.pool.delta is None:
         return DEFAULT_DELTA
     return certificate.pool.delta
-
-
-def _notes(
-    subject: Subject, measured: Measured, *, has_control: bool, num_references: int
-) -> tuple[str, ...]:
-    """Returns what must be read with the numbers."""
-    notes = [
-        (
-            "Everything measured here is a lower bound on what this model gives away, found by "
-            "these attacks. None of it is a guarantee."
-        ),
-    ]
-    if measured.membership is not None:
-        notes.append(
-            "Membership attacks compare two files. If the files differ in anything but membership "
-            "(time, source, style), the attacks may see that difference instead; intervals treat "
-            "records as independent and describe this model, not the method that made it."
-        )
-        if measured.membership.num_removed:
-            notes.append(
-                f"{measured.membership.num_removed} records were left out: they come twice, or on "
-                "both sides."
-            )
-    if num_references:
-        notes.append(
-            f"lira and rmia compare with {num_references} reference model(s). Were these tuned on "
-            "any of the records or canaries, their numbers are wrong."
-        )
-    if measured.canaries is not None:
-        notes.append(
-            "The bound on epsilon rests on canaries, which entered the pool by secret fair coins, "
-            "and on a number of guesses that was fixed beforehand."
-        )
-    if measured.subset is not None and measured.subset.is_drawn_after:
-        notes.append(
-            "Subset game: this run never read a secret subset, so one was drawn after it. That "
-            "protects the subset perfectly and says nothing about membership in the pool."
-        )
-    if not has_control:
-        notes.append("No positive control was run, so no claim can be found consistent.")
-    elif measured.membership is not None and not _is_caught(measured):
-        notes.append(
-            "On the positive control no membership attack was better than a guess: attacks on "
-            "records had no power."
-        )
-    if subject.is_voided:
-        notes.append(
-            "Quantization voided what the run claimed: no claim is left that could be contradicted."
-        )
-    if not subject.has_base:
-        notes.append("Without a base model, scores that compare with it were left out.")
-    return tuple(notes)
-
-
-def _is_caught(measured: Measured) -> bool:
-    """Returns whether some membership attack beats a guess on the positive control."""
-    attacks = () if measured.membership is None else measured.membership.control
-    return any(attack.auc_lower > 0.5 for attack in attacks)

@@ -174,7 +174,10 @@ def judge_pool(
         found = [_measured(EPSILON, result.epsilon_lower, significance, result.delta)]
         if result.control_epsilon_lower is not None:
             control = [_measured(EPSILON, result.control_epsilon_lower, significance, result.delta)]
-    untested = "there were no canaries: plan them before training, with sordino tune --canaries M"
+    untested = (
+        "no canaries were attacked: plan them before training, with sordino tune --canaries M, and "
+        "of a quantized run name the run, with --quantized-from"
+    )
     if claim.value is not None and line.neighboring_relation not in _TESTED_RELATIONS:
         found, control = [], []
         untested = (

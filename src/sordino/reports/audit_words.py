@@ -39,7 +39,8 @@ STATUSES = {
         "contradicted",
         "Contradicted",
         "A measurement contradicts the certificate. Do not rely on it, and do not hand out the "
-        "model on its strength: an assumption does not hold, or there is a mistake in the code.",
+        "model on its strength: an assumption does not hold, or there is a mistake in the code. By "
+        "chance this happens to a true claim as often as the confidence on its line leaves room.",
         "Yes.",
     ),
     "no power": Status(

@@ -12,6 +12,7 @@ from typing_extensions import Doc
 
 from sordino.core.errors import InvalidParameterError
 from sordino.lattices.problem import DAMPING
+from sordino.ledger.durable import named
 from sordino.quantization import formats
 from sordino.quantization.bit_choice import (
     BitBudget,
@@ -172,7 +173,7 @@ def quantize(
     Example:
         sordino quantize embedded --calibration texts.jsonl --calibration-is-public --output small
     """
-    output = Path(output)
+    output = named(Path(output))
     settings = QuantizationSettings(
         bits=bits,
         group_size=read_group_size(group_size),

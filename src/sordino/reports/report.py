@@ -12,7 +12,7 @@ from sordino.core.errors import InvalidParameterError, LedgerError
 from sordino.ledger.artefacts import require_artefacts, require_own_artefacts
 from sordino.ledger.certificate import compute_certificate
 from sordino.ledger.certificate_words import describe_certificate
-from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, replace_file
+from sordino.ledger.durable import PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE, named, replace_file
 from sordino.ledger.ledger import Ledger
 from sordino.models import compute_subject_fingerprint
 from sordino.quantization.provenance import RECORD, read_record, require_claim
@@ -51,7 +51,7 @@ class AuditFolder:
         """The folder; usually the subject's name with ".audit" at the end."""
         if self.chosen is not None:
             return self.chosen
-        subject = self.subject if self.subject.name not in {"", ".."} else self.subject.resolve()
+        subject = named(self.subject)
         return subject.with_name(subject.name + ".audit")
 
     @property
@@ -162,7 +162,7 @@ def report(
     )
     source = PageSource(
         name=measured.subject.get("name", folder.subject.name) if measured else folder.subject.name,
-        audit=publishable_part(measured) if publish and measured else measured,
+        audit=_shown_part(measured, folder, publish=publish),
         certificate_in_words=words or (measured.certificate_in_words if measured else ()),
         holder_report=None if publish else _read_holder_report(RunFolder(folder.subject)),
         claims_once_quantized=tuple(quantization["privacy"]["lines"]) if quantization else (),
@@ -182,6 +182,27 @@ def report(
             replace_file(record, source.audit.to_bytes(), mode=mode)
     replace_file(page, html, mode=mode)
     return ReportResult(page, record, source.audit, publish)
+
+
+def _shown_part(audit: Audit | None, folder: AuditFolder, *, publish: bool) -> Audit | None:
+    """Returns what a page shows of an audit; what an earlier one of the same files broke stays."""
+    if audit is None:
+        return None
+    broken: dict[str, GameVerdict] = {}
+    for path in sorted(folder.path.glob("audit.*.json")):
+        earlier = read_audit(path)
+        if earlier.subject.get("sha256") == audit.subject.get("sha256"):
+            for verdict in earlier.verdicts:
+                if verdict.outcome == CONTRADICTED:
+                    told = _publishable_verdict(verdict, earlier) if publish else verdict
+                    line = f"By an earlier audit of the same files ({path.name}): {told.line}"
+                    broken[verdict.game] = replace(told, line=line)
+    shown = publishable_part(audit) if publish else audit
+    verdicts = (
+        verdict if verdict.outcome == CONTRADICTED else broken.get(verdict.game, verdict)
+        for verdict in shown.verdicts
+    )
+    return replace(shown, verdicts=tuple(verdicts))
 
 
 def publishable_part(audit: Audit) -> Audit:
@@ -285,21 +306,31 @@ def _read_certificate(folder: RunFolder) -> tuple[str, ...] | None:
 def _require_same_files(subject: Path, measured: Mapping[str, Mapping[str, Any] | None]) -> None:
     """Raises unless what was measured is what lies there now.
 
-    Names of models, such as "embedded", name no files here. A server's files are not known.
+    Names of models, such as "embedded", name no files here: the name must then be the one that was
+    measured. A server's files are not known.
 
     Args:
         subject: The folder or file.
         measured: What each record says that it looked at; None where there is no record.
     """
-    named = {
-        place: description.get("sha256")
-        for place, description in measured.items()
-        if description is not None and description.get("kind") != ENDPOINT
+    recorded = {place: what for place, what in measured.items() if what is not None}
+    if not subject.exists():
+        for place, what in recorded.items():
+            if what.get("name") != str(subject):
+                raise InvalidParameterError(
+                    f"{subject} is neither here nor the name of the model that {place} is about, "
+                    f"{what.get('name')!r}. Check the path."
+                )
+        return
+    digests = {
+        place: what.get("sha256")
+        for place, what in recorded.items()
+        if what.get("kind") != ENDPOINT
     }
-    if not named or not subject.exists():
+    if not digests:
         return
     found = compute_subject_fingerprint(subject)
-    for place, sha256 in named.items():
+    for place, sha256 in digests.items():
         if sha256 != found:
             raise LedgerError(
                 f"{place} is about other files than those of {subject} (another SHA-256): they "

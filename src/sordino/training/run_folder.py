@@ -13,6 +13,7 @@ from sordino.ledger.durable import (
     PRIVATE_FOLDER_MODE,
     erase,
     locked,
+    named,
     replace_file,
 )
 from sordino.ledger.journal import Journal
@@ -62,7 +63,8 @@ class RunFolder:
     @property
     def private(self) -> Path:
         """Folder of private files, beside the run folder and never in it."""
-        return self.path.with_name(self.path.name + ".private")
+        path = named(self.path)
+        return path.with_name(path.name + ".private")
 
     @property
     def holder_report(self) -> Path:

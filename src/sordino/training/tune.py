@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typing_extensions import Doc
 
 from sordino.core.checks import require_integer, require_non_negative, require_one_of
+from sordino.core.errors import InvalidDataError
 from sordino.data import read_records
 from sordino.mechanisms.candidates import CandidateSubsets
 from sordino.models import choose_compute_dtype
@@ -339,6 +340,11 @@ def run_on_files(
         unit_column=dp.unit_column if dp is not None else None,
         with_forbidden=request.task.violation_penalty > 0,
     )
+    if request.task.violation_penalty > 0 and not any(record.forbidden for record in pool):
+        raise InvalidDataError(
+            f"{train}: violation_penalty needs the column forbidden in at least one record, found "
+            "none. Check the column's name, or leave the penalty out."
+        )
     public = None
     if validation is not None:
         public = read_validation_records(

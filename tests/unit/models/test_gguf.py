@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 from typing import TYPE_CHECKING
 
 import gguf
@@ -19,6 +20,7 @@ from sordino.models import (
     load_model,
     save_full,
 )
+from sordino.models.fingerprint import compute_subject_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +102,11 @@ def test_embedded_model_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         embedded_model_path()
 
 
-def test_folder_with_a_gguf_only_names_the_file(gguf_file: Path) -> None:
+def test_a_folder_with_one_gguf_is_that_file(gguf_file: Path) -> None:
+    """As `sordino quantize --format gguf` leaves it; of several, one must be named."""
+    assert load_model(gguf_file.parent).fingerprint == load_model(gguf_file).fingerprint
+    assert compute_subject_fingerprint(gguf_file.parent) == compute_fingerprint(gguf_file)
+    shutil.copyfile(gguf_file, gguf_file.with_name("zwei.gguf"))
     with pytest.raises(ModelUnavailableError, match=r"Give the file itself: .*tiny\.gguf"):
         load_model(str(gguf_file.parent))
 

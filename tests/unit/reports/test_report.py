@@ -215,12 +215,22 @@ def test_a_certificate_is_not_about_other_weights(audited: Path) -> None:
 def test_names_of_models_name_no_files_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as "embedded"."""
+    """Such as "embedded"; what is no file and not that name was misspelled."""
     monkeypatch.chdir(tmp_path)
-    audit = make_audit("nothing claimed", "nothing claimed", certificate_in_words=())
+    audit = make_audit(
+        "nothing claimed",
+        "nothing claimed",
+        certificate_in_words=(),
+        subject={"name": "embedded", "kind": "model", "sha256": "ab" * 32},
+    )
     Path("embedded.audit").mkdir()
     Path("embedded.audit/audit.json").write_bytes(audit.to_bytes())
     assert report(Path("embedded")).audit == audit
+    with pytest.raises(InvalidParameterError, match="typo is neither here nor the name"):
+        report(Path("typo"), audit=Path("embedded.audit"))
+    with pytest.raises(InvalidParameterError, match="typo is neither here nor the name"):
+        report(Path("typo"), access=write_access(Path("rights"), audit.subject))
+    assert not Path("typo.audit").exists()
 
 
 def test_an_audit_may_lie_elsewhere(run: Path, tmp_path: Path) -> None:
@@ -378,6 +388,25 @@ def test_a_contradiction_is_never_left_out(audited: Path) -> None:
     assert "0.8114" not in page
 
 
+def test_a_later_audit_takes_no_contradiction_away(audited: Path) -> None:
+    """Defect: another audit, of other attacks or records, and the published page was clean."""
+    words = words_of(audited)
+    broken = write_audit(audited, make_audit("contradicted", certificate_in_words=words))
+    broken.rename(broken.with_name("audit.1.json"))
+    write_audit(audited, make_audit("nothing claimed", certificate_in_words=words))
+    for publish in (False, True):
+        result = report(audited, publish=publish)
+        assert result.audit is not None
+        assert result.audit.is_contradicted
+        page = result.page.read_text(encoding="utf-8")
+        assert "By an earlier audit of the same files (audit.1.json)" in page
+    assert "0.8114" not in page  # measured on records
+    # an earlier audit of other files says nothing about these
+    other = make_audit("contradicted", certificate_in_words=words)
+    broken.with_name("audit.1.json").write_bytes(other.to_bytes())
+    assert not report(audited).audit.is_contradicted
+
+
 def test_a_page_is_drawn_again(audited: Path) -> None:
     """The same record gives the same bytes, over what lay there."""
     first = report(audited).page.read_bytes()
@@ -391,6 +420,7 @@ def test_this_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(inner)
     assert AuditFolder(Path()).path == tmp_path / "outer" / "inner.audit"
     assert AuditFolder(Path("..")).path == tmp_path / "outer.audit"
+    assert RunFolder(Path()).private == tmp_path / "outer" / "inner.private"
 
 
 def test_the_pool_secret_is_the_certificates(run: Path) -> None:
