@@ -6,7 +6,8 @@ import random as stdlib_random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sordino.access.company import ASKED, NOBODY
+from sordino.access.company import ASKED
+from sordino.access.policy import NOBODY
 from sordino.access.values import ReadText, Value
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sordino.access.policy import load_policy, read_table
+from sordino.access.policy import NOBODY, load_policy, read_table
 from sordino.core.checks import require_integer
 from sordino.core.errors import InvalidDataError
 
@@ -32,7 +32,6 @@ COLUMNS = (
 )
 ASKED = ("department", "age", "marital_status", "salary", "supervisor", "name")
 PROTECTED = (*ASKED, "education", "occupation", "hours")
-NOBODY = "none"  # supervisor of those at the top
 _HIDDEN = ("supervisor_id",)  # not shown in contexts
 _HR_DEPARTMENT = "People Operations"
 _OCCUPATIONS = {  # department: occupations, yearly base salary

@@ -6,7 +6,6 @@ is left out.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random as stdlib_random
 from collections import defaultdict
@@ -16,6 +15,7 @@ from sordino.access.benchmark import KINDS
 from sordino.access.prompts import build_prompt
 from sordino.access.values import ReadText, Value
 from sordino.core.checks import require_in_range, require_integer
+from sordino.core.directions import public_uniform
 from sordino.core.errors import InvalidDataError, InvalidParameterError
 from sordino.data._tokens import start_tokens
 from sordino.ledger.durable import PRIVATE_FILE_MODE, replace_file
@@ -84,7 +84,7 @@ def make_records(
         prompt = build_prompt(question, tokenizer)
         if has_start:  # a completion's prompt gets the start token when it is tokenized
             prompt = prompt.removeprefix(tokenizer.bos_token)
-        is_drawn = _public_uniform(seed, question.id) < rationale_share
+        is_drawn = _is_drawn(question, rationale_share, seed)
         is_explained = is_drawn and not tells_forbidden(question)
         completion = f"{question.rationale} {question.answer}" if is_explained else question.answer
         record: dict[str, Any] = {"prompt": prompt, "completion": completion}
@@ -160,7 +160,7 @@ def _used(chosen: Sequence[Question], kind: str) -> int:
     return sum(question.kind == kind for question in chosen)
 
 
-def _public_uniform(seed: int, name: str) -> float:
-    """Returns a number in [0, 1) that a seed and a question's id determine."""
-    digest = hashlib.sha256(f"sordino-access-rationale/{seed}/{name}".encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
+def _is_drawn(question: Question, share: float, seed: int) -> bool:
+    """Returns whether a public coin that is the question's own falls on its reason."""
+    (uniform,) = public_uniform(seed, "access-rationale", question.id, 1)  # in [-1, 1)
+    return bool((1.0 + uniform) / 2.0 < share)

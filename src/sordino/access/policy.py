@@ -61,7 +61,7 @@ __all__ = ["Decision", "Person", "Policy", "load_policy", "read_table"]
 
 ALL = "*"
 _COLUMNS = ("id", "name", "role", "supervisor", "supervisor_id")
-_NOBODY = ("", "none")  # as the supervisor of those at the top
+NOBODY = "none"  # supervisor of those at the top
 _TOP = ("attributes", "people_file", "roles", "allow", "deny", "people", "granted", "revoked")
 
 
@@ -126,7 +126,7 @@ def _read_person(row: Mapping[str, str]) -> Person:
         id=row["id"],
         name=row["name"],
         roles=tuple(part.strip() for part in row.get("role", "").split(";") if part.strip()),
-        supervisor=row.get("supervisor_id", "") or (None if above in _NOBODY else above),
+        supervisor=row.get("supervisor_id", "") or (None if above in {"", NOBODY} else above),
     )
 
 
@@ -135,7 +135,7 @@ def _require_one_supervisor(
 ) -> None:
     """Raises if a row names one supervisor by name and another one by id."""
     named, above = row.get("supervisor", ""), row.get("supervisor_id", "")
-    if above and named not in {*_NOBODY, above, people[above].name if above in people else ""}:
+    if above and named not in {"", NOBODY, above, people[above].name if above in people else ""}:
         raise InvalidDataError(
             f"{source}: supervisor and supervisor_id of {row['id']!r} are two people. Correct one."
         )

@@ -21,6 +21,7 @@ EXIT_FAILED, EXIT_MISUSE, EXIT_INTERRUPTED = 1, 2, 130
 EXIT_CONTRADICTED = 2  # an audit that breaks a claim must stop a pipeline as misuse does
 JSON_OPTION = "json"
 _WRONG_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+_CHECK = "Check the path and who may write there."
 _SAFE = (
     "What was charged, released or scored so far is safe: repeat the command, with --resume where "
     "it has that option."
@@ -78,13 +79,10 @@ def failing_in_one_line() -> Iterator[None]:
         message, code = str(error), EXIT_MISUSE
     except BrokenPipeError:
         raise  # whoever reads our output has seen enough; Typer ends quietly
-    except _WRONG_PATH as error:
-        where = f": {error.filename}" if error.filename else ""
-        message = f"{error.strerror or error}{where}. Check the path and who may write there."
-        code = EXIT_MISUSE
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        message, code = f"{error.strerror or error}{where}. {_SAFE}", EXIT_MISUSE
+        remedy = _CHECK if isinstance(error, _WRONG_PATH) else _SAFE
+        message, code = f"{error.strerror or error}{where}. {remedy}", EXIT_MISUSE
     except SafetensorError as error:  # its own error for a full disk
         message, code = f"{error}. {_SAFE}", EXIT_MISUSE
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Whether a folder still holds the files that its ledger closed with."""
+"""Hashes of files, and whether a folder still holds those that its ledger closed with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sordino.ledger.ledger import Ledger
+
+
+def digest_file(path: Path) -> str:
+    """Returns the SHA-256 of a file, read in chunks; 64 hexadecimal digits.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_own_artefacts(folder: Path, ledger: Ledger) -> None:
@@ -46,8 +56,7 @@ def require_artefacts(folder: Path, record: Mapping[str, Any]) -> None:
         raise LedgerError(f"{folder}: the record of its files names none of them.")
     for name, digest in recorded.items():
         try:
-            with (folder / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = digest_file(folder / name)
         except OSError:
             found = None
         if found != digest:

@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING
 
 from sordino.core.errors import ModelUnavailableError
+from sordino.ledger.artefacts import digest_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,9 +36,9 @@ def compute_fingerprint(path: Path) -> str:
     """
     try:
         if path.is_file():
-            return _sha256(path)
+            return digest_file(path)
         files = sorted([path / "config.json", *weight_files(path)], key=lambda file: file.name)
-        lines = [f"{_sha256(file)}  {file.name}\n" for file in files]
+        lines = [f"{digest_file(file)}  {file.name}\n" for file in files]
     except OSError as error:
         raise ModelUnavailableError(f"Model {path}: {error}.") from None
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -122,9 +123,3 @@ def _shard_names(folder: Path) -> list[str]:
     if not names or not all(isinstance(name, str) and "/" not in name for name in names):
         raise ModelUnavailableError(f"Model {folder}: {_INDEX} is damaged. Download it again.")
     return sorted(names)
-
-
-def _sha256(file: Path) -> str:
-    """Returns the SHA-256 of a file, read in chunks."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,7 +9,6 @@ and noised ("dp") leave it as it is, and get a line of their own. All lines are 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from sordino.accounting.composition import compose_epsilon
 from sordino.accounting.dp import SampledGaussian
 from sordino.core.checks import require_in_range, require_positive
 from sordino.core.errors import InvalidParameterError, LedgerError
+from sordino.ledger.artefacts import digest_file
 from sordino.ledger.certificate import NO_GUARANTEE, compute_certificate
 from sordino.ledger.certificate_words import describe_certificate
 from sordino.ledger.ledger import Ledger
@@ -358,8 +358,7 @@ def artefact_digests(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != RECORD:
-            with path.open("rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[name] = digest_file(path)
     return digests
 
 

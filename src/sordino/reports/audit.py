@@ -31,7 +31,7 @@ from sordino.models import choose_compute_dtype
 from sordino.reports.audit_bench import Bench
 from sordino.reports.audit_measure import Material, choose_rules, require_known
 from sordino.reports.audit_notes import list_notes
-from sordino.reports.audit_record import read_audit
+from sordino.reports.audit_record import find_contradicting
 from sordino.reports.audit_subset import find_subset_game
 from sordino.reports.audit_text import attack_by_writing
 from sordino.reports.report import AuditFolder
@@ -307,15 +307,11 @@ def _keep_earlier(output: Path, subject: Subject) -> tuple[str, ...]:
     if record.exists():
         number = 1 + len(list(output.glob("audit.*.json")))
         record.rename(output / f"audit.{number}.json")
-    notes = []
-    for path in sorted(output.glob("audit.*.json")):
-        earlier = read_audit(path)
-        if earlier.is_contradicted and earlier.subject.get("sha256") == subject.fingerprint:
-            notes.append(
-                f"An earlier audit of the same model contradicted a claim: see {path.name}. "
-                "Repeating an audit until it passes proves nothing."
-            )
-    return tuple(notes)
+    return tuple(
+        f"An earlier audit of the same model contradicted a claim: see {path.name}. Repeating an "
+        "audit until it passes proves nothing."
+        for path, _ in find_contradicting(output, subject.fingerprint)
+    )
 
 
 def _num_guesses(asked: int | None, num_canaries: int) -> int:

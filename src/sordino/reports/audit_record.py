@@ -245,6 +245,20 @@ def read_audit(path: Path) -> Audit:
         ) from None
 
 
+def find_contradicting(folder: Path, sha256: str | None) -> list[tuple[Path, Audit]]:
+    """Returns the earlier audits in a folder that contradicted a claim of the same files.
+
+    Raises:
+        InvalidDataError: If one of them cannot be read.
+    """
+    earlier = [(path, read_audit(path)) for path in sorted(folder.glob("audit.*.json"))]
+    return [
+        (path, audit)
+        for path, audit in earlier
+        if audit.is_contradicted and audit.subject.get("sha256") == sha256
+    ]
+
+
 def _from_json(stored: Mapping[str, Any]) -> Audit:
     """Returns the record that JSON was made from."""
     values = dict(stored)

@@ -12,6 +12,7 @@ from typing_extensions import Doc
 
 from sordino.core.errors import InvalidParameterError
 from sordino.lattices.problem import DAMPING
+from sordino.ledger.artefacts import digest_file
 from sordino.ledger.durable import named
 from sordino.quantization import formats
 from sordino.quantization.bit_choice import (
@@ -387,5 +388,4 @@ def _sha256(path: Path) -> str:
     """Returns the hash of a file; of a folder, that of its files' hashes and names."""
     if path.is_dir():
         return hashlib.sha256(repr(artefact_digests(path)).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_file(path)

@@ -18,7 +18,7 @@ from sordino.models import compute_subject_fingerprint
 from sordino.quantization.provenance import RECORD, read_record, require_claim
 from sordino.reports.access_record import ENDPOINT, EvaluationFolder, read_access_record
 from sordino.reports.audit_page import PageSource, render_audit_page
-from sordino.reports.audit_record import CONTRADICTED, read_audit
+from sordino.reports.audit_record import CONTRADICTED, find_contradicting, read_audit
 from sordino.reports.audit_words import NOT_PUBLISHED, is_on_canaries
 from sordino.reports.holder_report import read_holder_report
 from sordino.reports.quantization_section import is_publishable
@@ -189,14 +189,12 @@ def _shown_part(audit: Audit | None, folder: AuditFolder, *, publish: bool) -> A
     if audit is None:
         return None
     broken: dict[str, GameVerdict] = {}
-    for path in sorted(folder.path.glob("audit.*.json")):
-        earlier = read_audit(path)
-        if earlier.subject.get("sha256") == audit.subject.get("sha256"):
-            for verdict in earlier.verdicts:
-                if verdict.outcome == CONTRADICTED:
-                    told = _publishable_verdict(verdict, earlier) if publish else verdict
-                    line = f"By an earlier audit of the same files ({path.name}): {told.line}"
-                    broken[verdict.game] = replace(told, line=line)
+    for path, earlier in find_contradicting(folder.path, audit.subject.get("sha256")):
+        for verdict in earlier.verdicts:
+            if verdict.outcome == CONTRADICTED:
+                told = _publishable_verdict(verdict, earlier) if publish else verdict
+                line = f"By an earlier audit of the same files ({path.name}): {told.line}"
+                broken[verdict.game] = replace(told, line=line)
     shown = publishable_part(audit) if publish else audit
     verdicts = (
         verdict if verdict.outcome == CONTRADICTED else broken.get(verdict.game, verdict)

@@ -23,6 +23,8 @@ from sordino.mechanisms.gaussian import GaussianMechanism
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sordino.core.secret_stream import SecretStream
+
 ADJACENCIES = {"add-remove": ADD_OR_REMOVE_ONE, "replace": REPLACE_ONE}
 CLIPPINGS = ("flat", "per-layer", "automatic")
 NOISES = ("continuous", "discrete")
@@ -216,21 +218,52 @@ def make_dp_plan(
     )
 
 
+def make_gaussian_mechanism(
+    stream: SecretStream | None,
+    *,
+    noise_multiplier: float,
+    clip_norm: float,
+    num_units: int,
+    expected_units: int,
+    num_releases: int,
+    noise: str,
+) -> GaussianMechanism:
+    """Returns the mechanism of a zeroth-order run, which a plan describes before there is one.
+
+    Args:
+        stream: Secret noise; None draws none.
+        noise_multiplier: Noise standard deviation / clip_norm.
+        clip_norm: Largest norm of one unit's contribution.
+        num_units: Units in the pool.
+        expected_units: Units expected in a step.
+        num_releases: Numbers released in one step.
+        noise: One of `NOISES`.
+    """
+    return GaussianMechanism(
+        stream,
+        noise_multiplier=noise_multiplier,
+        clip_norm=clip_norm,
+        num_releases=num_releases,
+        expected_batch_size=expected_units,
+        contribution_unit=fixed_point_unit(clip_norm, num_units),
+        grid=noise == "discrete",
+    )
+
+
 def _distance_to_normal(
     *, clip_norm: float, num_units: int, expected_units: int, num_releases: int
 ) -> Callable[[float], float]:
     """Returns the distance that the run's mechanism will state, by the noise multiplier."""
-    unit = fixed_point_unit(clip_norm, num_units)
 
     def stated(noise_multiplier: float) -> float:
-        return GaussianMechanism(
+        return make_gaussian_mechanism(
             None,  # nothing is drawn: the same mechanism as the run's, for its description only
             noise_multiplier=noise_multiplier,
             clip_norm=clip_norm,
+            num_units=num_units,
+            expected_units=expected_units,
             num_releases=num_releases,
-            expected_batch_size=expected_units,
-            contribution_unit=unit,
-            grid=True,
+            noise="discrete",
         ).distance_to_normal_upper
 
     stated(NOISE_MULTIPLIERS[1])  # refuses what no noise makes good

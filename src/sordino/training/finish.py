@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sordino.core.errors import SordinoError
+from sordino.ledger.artefacts import digest_file
 from sordino.ledger.certificate import compute_certificate
 from sordino.ledger.durable import PRIVATE_FILE_MODE, flush_folder, replace_file
 from sordino.models import save_adapter, save_full
@@ -76,7 +76,7 @@ def finish_run(
             "kind": "close",
             "selected_step": chosen,
             "selection": _selection_words(chosen, session.header.num_steps, select),
-            "transcript_sha256": _sha256(folder.transcript),
+            "transcript_sha256": digest_file(folder.transcript),
             "artefacts_sha256": artefact_digests(folder),
         }
         commit_to(session, closing, folder.transcript.stat().st_size, b"")
@@ -109,7 +109,7 @@ def artefact_digests(folder: RunFolder) -> dict[str, str]:
         for path in folder.path.rglob("*")
         if not path.is_dir()
     }
-    return {name: _sha256(files[name]) for name in sorted(files) if name not in NOT_ARTEFACTS}
+    return {name: digest_file(files[name]) for name in sorted(files) if name not in NOT_ARTEFACTS}
 
 
 def _choose_step(session: Session, select: str) -> int:
@@ -147,9 +147,3 @@ def _flush_files(folder: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
     flush_folder(folder)
-
-
-def _sha256(path: Path) -> str:
-    """Returns the hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,11 +13,10 @@ from sordino.gradients.copied import ComputingCopy, CopiedParameterSpace
 from sordino.gradients.shared_prefix import can_share
 from sordino.gradients.unit_contributions import UnitContributions
 from sordino.ledger.transcript import TranscriptHeader
-from sordino.mechanisms.candidates import fixed_point_unit
-from sordino.mechanisms.gaussian import GaussianMechanism
 from sordino.mechanisms.noise import noise_source
 from sordino.mechanisms.poisson import PoissonSampler
 from sordino.training.batch_plan import BatchPlan, PoissonPlan
+from sordino.training.dp_plan import make_gaussian_mechanism
 from sordino.training.gradient_steps import ClippedSum, GradientStepper, PlainSum
 from sordino.training.leave_one_out import LeaveOneOut
 from sordino.training.replay import make_space
@@ -296,14 +295,14 @@ def _make_mechanism(
     """Returns the mechanism; the one that adds Gaussian noise needs the plan of its noise."""
     if given.dp is None:
         return make_mechanism(given.config, OperatingSystemEntropy(), plan.records_per_step)
-    return GaussianMechanism(
+    return make_gaussian_mechanism(
         stream,
         noise_multiplier=given.dp.event.noise_multiplier,
         clip_norm=given.dp.clip_norm,
+        num_units=given.dp.num_units,
+        expected_units=given.dp.expected_units,
         num_releases=given.config.directions_per_step,
-        expected_batch_size=given.dp.expected_units,
-        contribution_unit=fixed_point_unit(given.dp.clip_norm, given.dp.num_units),
-        grid=given.dp.options.noise == "discrete",
+        noise=given.dp.options.noise,
     )
 
 
